@@ -1,0 +1,1 @@
+"""One file a system: its claim, arms and presets."""

@@ -1,0 +1,1 @@
+"""The one training loop, and the procedures that pairs of systems share."""

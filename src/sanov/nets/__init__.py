@@ -1,0 +1,1 @@
+"""Networks: forward passes and sampling only."""

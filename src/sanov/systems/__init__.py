@@ -1,0 +1,140 @@
+"""The systems at a glance. A row is text alone: the module it names is imported when it is first used."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+from collections.abc import Mapping
+from types import ModuleType
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from sanov.core.errors import InputError
+
+if TYPE_CHECKING:
+    from sanov.core.answers import Answer
+
+__all__ = ["BASELINES", "SYSTEMS", "Row", "System", "find"]
+
+
+class Row(NamedTuple):
+    """What is said of a system before it is imported."""
+
+    name: str
+    title: str
+    paper: str  # key in docs/references.bib; arXiv number
+    model: str  # what moves
+    reference: str  # onto what
+    divergence: str  # under what
+    question: str  # a user's words
+    fits: str  # "yes": there is a `fit`; "no": `apply` alone
+    extras: str  # the extras that `fit` and `apply` need, separated by commas
+    module: str
+
+    def load(self) -> ModuleType:
+        """Import the module."""
+        return importlib.import_module(self.module)
+
+
+SYSTEMS: tuple[Row, ...] = (
+    Row(
+        name="pn",
+        title="the p-n criterion",
+        paper="sheena2021pn",
+        model="a parametric family",
+        reference="the true distribution",
+        divergence="forward KL risk of the MLE",
+        question="Do I have enough data for this many parameters?",
+        fits="no",
+        extras="",
+        module="sanov.systems.pn",
+    ),
+    Row(
+        name="sinkd",
+        title="Sinkhorn knowledge distillation",
+        paper="cui2024sinkd",
+        model="a batch of student outputs",
+        reference="the batch of teacher outputs",
+        divergence="Sinkhorn",
+        question="Can I distil where teacher and student hardly overlap?",
+        fits="yes",
+        extras="torch",
+        module="sanov.systems.sinkd",
+    ),
+)
+
+BASELINES: tuple[Row, ...] = (
+    Row(
+        name="distillation",
+        title="textbook distillation",
+        paper="hinton2015distilling",
+        model="student outputs",
+        reference="teacher outputs",
+        divergence="KL, reverse KL, Jensen-Shannon, total variation, sorted L1 or squared error",
+        question="What does plain distillation give?",
+        fits="yes",
+        extras="torch",
+        module="sanov.baselines.distillation",
+    ),
+)
+
+
+def find(name: str) -> Row:
+    """Return the row of a system or baseline.
+
+    Raises
+    ------
+    InputError
+        If there is none of that name.
+    """
+    rows = {row.name: row for row in SYSTEMS + BASELINES}
+    if name in rows:
+        return rows[name]
+    near = difflib.get_close_matches(name, rows, n=1)
+    fix = f"did you mean '{near[0]}'?" if near else "`sanov list --all` shows them"
+    raise InputError("there is no such system", where=name, expected=f"one of {', '.join(rows)}", fix=fix)
+
+
+class System:
+    """A system from Python: call it to apply it, or reach into its module (``sanov.pn.Config``).
+
+    Parameters
+    ----------
+    row
+        The system's row.
+    """
+
+    def __init__(self, row: Row):
+        self._row = row
+        self.__doc__ = f"{row.title}: {row.question}"
+
+    def __call__(self, *data: Any, fitted: Any = None, seed: int = 0, **options: Any) -> Answer:
+        """Apply the system to data frames or paths.
+
+        Parameters
+        ----------
+        data
+            Data frames (pandas, Polars, Arrow) or paths; none where the system can do without.
+        fitted
+            What `fit` returned, or the folder it was saved in.
+        seed
+            Seed of everything random.
+        options
+            The fields of the system's `Config`; a group is a dictionary.
+        """
+        from sanov.core.options import parse
+
+        module = self._row.load()
+        config = parse(module.Config, _plain(options))
+        answer: Answer = module.apply(module.read(list(data), config), config, fitted=fitted, seed=seed)
+        return answer
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._row.load(), name)
+
+    def __repr__(self) -> str:
+        return f"<sanov.{self._row.name}: {self._row.title}>"
+
+
+def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Turn groups that are pydantic models into dictionaries, so that they are validated like any other."""
+    return {name: value.model_dump() if hasattr(value, "model_dump") else value for name, value in options.items()}
