@@ -11,9 +11,10 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
-import sys
 from types import ModuleType
+from typing import Any
 
 __all__ = ["InputError", "MissingExtra", "SanovError", "SanovWarning", "require"]
 
@@ -46,6 +47,10 @@ class InputError(SanovError):
             message += f". {fix[0].upper()}{fix[1:]}"
         super().__init__(message if message.endswith((".", "?", "`", "'")) else message + ".")
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        rebuild = functools.partial(type(self), where=self.where, expected=self.expected, fix=self.fix)
+        return rebuild, (self.found,)  # so that a worker process can hand it over
+
 
 class MissingExtra(SanovError, ImportError):
     """An optional package is missing; the message holds the command that installs it."""
@@ -55,6 +60,9 @@ class MissingExtra(SanovError, ImportError):
         super().__init__(
             f"this needs the package '{module}', which is not installed. Run: pip install 'sanov[{extra}]'"
         )
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.module, self.extra)
 
 
 class SanovWarning(UserWarning):
@@ -77,7 +85,7 @@ def require(module: str, extra: str) -> ModuleType:
         If the module's top-level package is not installed. An error inside an installed package is not hidden.
     """
     try:
-        return sys.modules[module] if module in sys.modules else importlib.import_module(module)
+        return importlib.import_module(module)
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] != module.split(".")[0]:
             raise

@@ -7,9 +7,10 @@ import json
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args, get_origin
+from types import UnionType
+from typing import Any, Literal, TypeVar, Union, get_args, get_origin
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from pydantic.fields import FieldInfo
 
 from sanov.core.errors import InputError
@@ -23,6 +24,14 @@ class Options(BaseModel):
     """Base of every `Config` and of every group of options: frozen, and strict about names."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True, protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_words(cls, tree: Any) -> Any:
+        if not isinstance(tree, Mapping):
+            return tree
+        fields = cls.model_fields
+        return {name: _from_word(value, fields[name]) if name in fields else value for name, value in tree.items()}
 
 
 def option(default: Any, description: str, *, source: str, unit: str = "", **constraints: Any) -> Any:
@@ -163,9 +172,27 @@ def _legal(field: FieldInfo) -> str:
         if hasattr(rule, key)
     ]
     kind = {bool: "true | false", int: "a whole number", float: "a number", str: "text", Path: "a path"}
-    kinds = get_args(field.annotation) or (field.annotation,)
+    several = [part for part in _alternatives(field.annotation) if get_origin(part) is tuple]
+    kinds = get_args(several[0]) if several else _alternatives(field.annotation)
     name = next((kind[part] for part in kinds if part in kind), "")
-    return " ".join([name, " and ".join(found)]).strip()
+    return " ".join([name, " and ".join(found)]).strip() + (", several separated by commas" if several else "")
+
+
+def _from_word(value: Any, field: FieldInfo) -> Any:
+    """Read ``none`` as None and ``a,b`` as two values, where the field can hold that."""
+    kinds = _alternatives(field.annotation)
+    if not isinstance(value, str) or (str in kinds and value != "none"):
+        return value
+    if value == "none" and type(None) in kinds:
+        return None
+    if any(get_origin(kind) is tuple for kind in kinds):
+        return tuple(part.strip() for part in value.split(",")) if value not in ("", "none") else ()
+    return value
+
+
+def _alternatives(annotation: Any) -> tuple[Any, ...]:
+    """Return the members of a union; of anything else, itself."""
+    return get_args(annotation) if get_origin(annotation) in (Union, UnionType) else (annotation,)
 
 
 def _parts(annotation: Any) -> Iterator[tuple[Any, ...]]:

@@ -1,0 +1,75 @@
+"""An Excel workbook from tables, in memory."""
+
+from __future__ import annotations
+
+import io
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import polars as pl
+
+from sanov.core.errors import InputError, require
+
+__all__ = ["workbook"]
+
+ROWS, NAME = 1_048_576, 31  # limits of the format: rows of a sheet, characters of its name
+OPTIONS = {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False, "nan_inf_to_errors": True}
+
+
+def workbook(front: Sequence[Sequence[Any]], tables: Mapping[str, pl.DataFrame]) -> bytes:
+    """Return the bytes of a workbook.
+
+    Parameters
+    ----------
+    front
+        Rows of the first sheet: a label and what belongs to it.
+    tables
+        Further sheets by title.
+
+    Raises
+    ------
+    InputError
+        A table has more rows than a sheet can hold.
+    MissingExtra
+        Without the extra ``excel``.
+    """
+    xlsxwriter = require("xlsxwriter", "excel")
+    buffer = io.BytesIO()
+    with xlsxwriter.Workbook(buffer, OPTIONS) as book:
+        bold = book.add_format({"bold": True, "bottom": 1})
+        sheet = book.add_worksheet("answer")
+        for i, row in enumerate(front):
+            sheet.write_row(i, 0, map(_cell, row))
+        sheet.set_column(0, 0, 24)
+        for name, table in zip(_sheet_names(tables), tables.values(), strict=True):
+            _write(book.add_worksheet(name), table, bold, name)
+    return buffer.getvalue()
+
+
+def _write(sheet: Any, table: pl.DataFrame, bold: Any, name: str) -> None:
+    if table.height >= ROWS:
+        raise InputError(
+            f"has {table.height} rows", where=f"sheet {name!r}", expected=f"fewer than {ROWS}", fix="save it as .csv"
+        )
+    sheet.write_row(0, 0, table.columns, bold)
+    for i, row in enumerate(table.iter_rows(), start=1):
+        sheet.write_row(i, 0, map(_cell, row))
+    sheet.freeze_panes(1, 0)
+    sheet.autofit()
+
+
+def _cell(value: Any) -> Any:
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def _sheet_names(titles: Iterable[str]) -> list[str]:
+    """Names that Excel takes: at most 31 characters, some of them forbidden, no two equal in any case."""
+    names = ["answer"]
+    for title in titles:
+        stem = re.sub(r"[\[\]:*?/\\']", " ", title).strip() or "table"
+        name, number = stem[:NAME], 2
+        while name.lower() in {taken.lower() for taken in names} or name.lower() == "history":
+            name, number = f"{stem[: NAME - 4]} {number}", number + 1
+        names.append(name)
+    return names[1:]

@@ -1,0 +1,206 @@
+"""What one source of rows to distil from holds: arrays in a file or a mapping, or the columns of a table."""
+
+from __future__ import annotations
+
+import difflib
+import zipfile
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sanov.core import frames
+from sanov.core.errors import InputError
+from sanov.core.options import Options, option
+
+__all__ = ["Columns", "Part", "read_part"]
+
+ARRAYS = ("inputs", "logits", "labels", "ids", "classes")  # what an .npz file may hold
+
+
+class Columns(Options):
+    """The user's names of columns."""
+
+    label: str = option("label", "Column of labels; a row may have none.", source="choice: the usual name")
+    logits: str = option(
+        "logit_",
+        "Prefix of the columns of teacher logits (what follows it names the class), or one column of lists.",
+        source="choice",
+    )
+    text: str = option("text", "Column of texts; without it all other columns are features.", source="choice")
+    id: str = option("id", "Column of row ids, by which two tables are joined.", source="choice")
+    ignore: tuple[str, ...] = option((), "Columns to leave out.", source="choice: all are used")
+    delimiter: str = option("", "What separates the cells of a text file, if not the usual.", source="choice")
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """What one source holds."""
+
+    name: str
+    source: Any = None
+    inputs: Any = None
+    features: tuple[str, ...] = ()
+    logits: Any = None
+    classes: tuple[str, ...] | None = None
+    labels: list[str | None] | None = None
+    ids: list[str | None] | None = None
+
+
+def read_part(source: Any, columns: Columns) -> Part:
+    """Return what one source holds, checked.
+
+    Parameters
+    ----------
+    source
+        The path of an ``.npz`` file, a mapping with such arrays, or anything that `frames.read_frame` takes.
+    columns
+        The user's names of columns.
+
+    Raises
+    ------
+    InputError
+        With the file, the row and the column or array at fault.
+    """
+    if frames.is_path(source) and Path(source).suffix.lower() == ".npz":
+        return _from_arrays(_load(Path(source)), name=str(source))
+    if isinstance(source, Mapping) and {"inputs", "logits"} & source.keys() and not _is_flat(source):
+        return _from_arrays(source, name="the dictionary")
+    frame = frames.read_frame(source, delimiter=columns.delimiter or None)
+    return _from_frame(frame, columns, frames.name_of(source), None if frames.is_path(source) else source)
+
+
+def _is_flat(source: Mapping[Any, Any]) -> bool:
+    return all(np.ndim(values) == 1 for name, values in source.items() if name != "inputs")
+
+
+def _load(path: Path) -> dict[str, np.ndarray]:
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
+            return {name: archive[name] for name in archive.files}
+    except OSError as error:
+        found = "no such file" if isinstance(error, FileNotFoundError) else f"cannot be read ({error.strerror})"
+        raise InputError(found, where=str(path)) from None
+    except (ValueError, EOFError, TypeError, zipfile.BadZipFile) as error:
+        reason = "an array of objects" if "pickle" in str(error) else "damaged, or something else"
+        fix = "write it with numpy.savez, from arrays of numbers or of text"
+        raise InputError(f"is no archive of plain arrays ({reason})", where=str(path), fix=fix) from None
+
+
+def _from_arrays(arrays: Mapping[str, Any], name: str) -> Part:
+    for other in arrays:
+        if other not in ARRAYS:
+            near = difflib.get_close_matches(other, ARRAYS, n=1)
+            fix = f"did you mean '{near[0]}'?" if near else None
+            raise InputError(f"the array {other!r} is not known", where=name, expected=", ".join(ARRAYS), fix=fix)
+    found = {key: np.asarray(values) for key, values in arrays.items()}
+    inputs, features = _inputs(found["inputs"], name) if "inputs" in found else (None, ())
+    logits = _matrix(found["logits"], "logits", name) if "logits" in found else None
+    classes = tuple(map(str, found["classes"])) if "classes" in found else None
+    if classes is None and logits is not None:
+        classes = tuple(map(str, range(logits.shape[1])))
+    if classes is not None and logits is not None and len(classes) != logits.shape[1]:
+        raise InputError(f"logits has {logits.shape[1]} columns and classes {len(classes)} names", where=name)
+    cells = {key: _cells(pl.Series(_flat(found[key], key, name))) for key in ("labels", "ids") if key in found}
+    return Part(name, None, inputs, features, logits, classes, cells.get("labels"), cells.get("ids"))
+
+
+def _inputs(values: np.ndarray, name: str) -> tuple[Any, tuple[str, ...]]:
+    if values.ndim == 1 and values.dtype.kind in "UT":
+        return tuple(map(str, values)), ("text",)
+    matrix = _matrix(values, "inputs", name)
+    return matrix, tuple(f"x{j + 1}" for j in range(matrix.shape[1]))
+
+
+def _matrix(values: np.ndarray, array: str, name: str) -> np.ndarray:
+    where = f"{name}, array '{array}'"
+    if values.ndim != 2 or values.dtype.kind not in "fiub" or 0 in values.shape:
+        found = f"is of shape {values.shape} and type {values.dtype}"
+        raise InputError(found, where=where, expected="numbers in [rows, columns]", fix="reshape it")
+    matrix = values.astype(np.float64)
+    _check_finite(matrix, where)
+    return matrix
+
+
+def _check_finite(matrix: np.ndarray, where: str) -> None:
+    bad = ~np.isfinite(matrix).all(axis=1)
+    if bad.any():
+        found = f"NaN or an infinite value in row {bad.argmax()} (counted from 0), {bad.sum()} such rows in all"
+        raise InputError(found, where=where, expected="finite numbers", fix="remove those rows or mend them")
+
+
+def _flat(values: np.ndarray, array: str, name: str) -> np.ndarray:
+    if values.ndim != 1:
+        raise InputError(f"is of shape {values.shape}", where=f"{name}, array '{array}'", expected="one value a row")
+    return values
+
+
+def _from_frame(frame: pl.DataFrame, columns: Columns, name: str, source: Any) -> Part:
+    named = [getattr(columns, key) for key in ("label", "text", "id") if key in columns.model_fields_set]
+    frames.check_columns(frame, [*columns.ignore, *named], name=name)
+    frame = frame.drop(columns.ignore)
+    logits, classes, used = _frame_logits(frame, columns, name)
+    cells = {key: _cells(frame[key]) if key in frame.columns else None for key in (columns.label, columns.id)}
+    if columns.text in frame.columns:
+        inputs: Any = _texts(frame[columns.text], name)
+        features: tuple[str, ...] = (columns.text,)
+    else:
+        features = tuple(column for column in frame.columns if column not in {*used, columns.label, columns.id})
+        inputs = frames.numeric(frame, features, name=name) if features else None
+    return Part(name, source, inputs, features, logits, classes, cells[columns.label], cells[columns.id])
+
+
+def _frame_logits(frame: pl.DataFrame, columns: Columns, name: str) -> tuple[Any, tuple[str, ...] | None, list[str]]:
+    """Logits, names of the classes, and the columns that held them."""
+    for column in (columns.logits, columns.logits.removesuffix("_"), f"{columns.logits.removesuffix('_')}s"):
+        if column in frame.columns and isinstance(frame[column].dtype, pl.List | pl.Array):
+            logits = _list_column(frame[column], f"{name}, column {column!r}")
+            return logits, tuple(map(str, range(logits.shape[1]))), [column]
+    used = [column for column in frame.columns if column.startswith(columns.logits)] if columns.logits else []
+    if not used:
+        if "logits" in columns.model_fields_set:
+            found = f"no column begins with {columns.logits!r}"
+            raise InputError(found, where=name, fix=f"the columns are: {', '.join(frame.columns)}")
+        return None, None, []
+    names = tuple(column.removeprefix(columns.logits) for column in used)
+    return frames.numeric(frame, used, name=name), names, used
+
+
+def _list_column(cells: pl.Series, where: str) -> np.ndarray:
+    lists = cells.to_list()
+    lengths = [-1 if values is None else len(values) for values in lists]
+    width = lengths[0]
+    row = next((i for i, length in enumerate(lengths) if length != width or length < 1), None)
+    if row is not None:
+        found = "the cell is missing" if lengths[row] < 0 else f"the list has {lengths[row]} numbers"
+        expected = f"{width} numbers, as in row 1" if row else "one number for each class"
+        raise InputError(found, where=f"{where}, row {row + 1}", expected=expected)
+    try:
+        matrix = np.asarray(lists, dtype=np.float64)
+    except (TypeError, ValueError):
+        raise InputError("the lists hold something other than numbers", where=where) from None
+    _check_finite(matrix, where)
+    return matrix
+
+
+def _texts(cells: pl.Series, name: str) -> tuple[str, ...]:
+    if cells.dtype != pl.String and cells.null_count() < len(cells):
+        cells = cells.cast(pl.String)
+    empty = cells.is_null() if cells.dtype == pl.String else pl.Series([True] * len(cells))
+    if empty.any():
+        where = f"{name}, row {int(empty.arg_true()[0]) + 1}, column {cells.name!r}"
+        raise InputError(f"the text is missing ({empty.sum()} in all)", where=where, fix="leave out those rows")
+    return tuple(cells.to_list())
+
+
+def _cells(cells: pl.Series) -> list[str | None]:
+    """Labels or ids as text; whole numbers without a point, whatever type they were read as."""
+    if cells.dtype.is_float() and (cells.drop_nulls() % 1 == 0).all():
+        cells = cells.cast(pl.Int64)
+    if cells.dtype == pl.Boolean:
+        cells = cells.cast(pl.Int8)
+    texts: list[str | None] = cells.cast(pl.String).to_list()
+    return texts

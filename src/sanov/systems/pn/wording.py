@@ -1,0 +1,130 @@
+"""The sentences that the three doors share."""
+
+from __future__ import annotations
+
+import math
+import textwrap
+
+import polars as pl
+
+from sanov.families import bayes_error_bound, coin_toss_equivalent
+from sanov.systems.pn.planning import Plan, Target, rows_needed
+
+__all__ = [
+    "Interval",
+    "bounds_line",
+    "certainty_line",
+    "coin_line",
+    "count",
+    "lines_of",
+    "listed",
+    "model_line",
+    "number",
+    "rows_line",
+    "span",
+    "verdict",
+]
+
+Interval = tuple[float, float] | None
+HEADING, WIDTH = 12, 100  # columns of a line's heading, and of the screen
+BOUND_NAMES = {"pinsker": "Pinsker", "bretagnolle_huber": "Bretagnolle-Huber", "sharp": "sharp"}
+
+
+def number(value: float) -> str:
+    """Four significant digits."""
+    return f"{value:.4g}"
+
+
+def count(value: float | int | None) -> str:
+    """Return a number of rows, rounded up, with thousands separated."""
+    return "no number of" if value is None or not math.isfinite(value) else f"{math.ceil(round(value, 6)):,}"
+
+
+def span(interval: Interval, level: float, *, whole: bool = False, digits: int = 4) -> str:
+    """Return an interval in brackets, with a leading space; nothing where there is none."""
+    if interval is None:
+        return ""
+    low, high = (count(end) if whole else f"{end:.{digits}g}" for end in interval)
+    return f" ({level:.0%} {low} to {'any number' if math.isinf(interval[1]) else high})"
+
+
+def listed(names: list[str], most: int = 3) -> str:
+    """Join a few names, and say how many more there are."""
+    more = f" and {len(names) - most} more" if len(names) > most else ""
+    return ", ".join(names[:most]) + more
+
+
+def lines_of(parts: dict[str, str]) -> tuple[str, ...]:
+    """Lines of the summary: each part with its heading in a column of its own; parts without text are left out."""
+    return tuple(
+        line
+        for name, text in parts.items()
+        if text
+        for line in textwrap.wrap(f"{name:<{HEADING}}{text}", WIDTH, subsequent_indent=" " * HEADING)
+    )
+
+
+def verdict(plan: Plan, target: Target, rows: float, risk: Interval, subject: str = "the estimation risk") -> str:
+    """Whether the rows are enough, in one sentence with its interval."""
+    enough = plan.required <= rows
+    answer = "Enough" if enough else "Not enough"
+    if risk and risk[0] <= plan.limit <= risk[1]:
+        answer += ", but within its error"
+    return (
+        f"{answer}: at {count(rows)} rows {subject} is {number(plan.risk(rows))} nats{span(risk, target.confidence)}, "
+        f"{'at most' if enough else 'more than'} the {number(plan.limit)} that epsilon={target.epsilon:g} allows."
+    )
+
+
+def rows_line(plan: Plan, target: Target, rows: float, required: Interval) -> str:
+    """How many rows are required, and how many are missing."""
+    more = plan.more(rows)
+    if more is None:
+        return "no number of rows meets the limit at second order, whose b is negative; order=1 has an answer"
+    last = f"{count(more)} more than these {count(rows)}" if more else f"these are {count(rows)}"
+    return f"{count(plan.required)} are required{span(required, target.confidence, whole=True)}: {last}"
+
+
+def model_line(ratio: float, interval: Interval, level: float, shares: pl.DataFrame, symbol: str) -> str:
+    """Whether the model is misspecified, and by which statistics.
+
+    Parameters
+    ----------
+    ratio, interval, level
+        Variance under the data over that under the model, per parameter; its interval and the level of that.
+    shares
+        Columns `statistic` and `share`, the largest departures first.
+    symbol
+        What the ratio is called.
+    """
+    told = f"{symbol} = {ratio:.3g}{span(interval, level, digits=3)}, 1 if right"
+    if interval and interval[0] <= 1 <= interval[1]:
+        return f"no sign of misspecification: {told}"
+    side = pl.col("share") > 1 if ratio > 1 else pl.col("share") < 1
+    most = [f"{name} ({share:.3g})" for name, share in shares.filter(side).head(3).iter_rows()]
+    reason = f"; most by {', '.join(most)}" if most else ""
+    return f"{'misspecified' if interval else 'no interval'}: {told}{reason}"
+
+
+def bounds_line(plan: Plan, target: Target, rows: float | None) -> str:
+    """n* under each bound, and the Bayes error that the rows at hand guarantee."""
+    limits = {name: target.limit_of(bound, target.guarantee) for bound, name in BOUND_NAMES.items()}  # type: ignore[arg-type]
+    needed = ", ".join(f"{name} {count(rows_needed(limit)(plan.a, plan.b))}" for name, limit in limits.items())
+    if rows is None:
+        return f"n* by {needed}"
+    error = bayes_error_bound(max(plan.risk(rows), 0.0), target.bound)
+    return f"n* by {needed}; Bayes error now >= {error:.4f} on average"
+
+
+def certainty_line(plan: Plan, target: Target) -> str:
+    """n* if the divergence itself, not its mean, is to meet the threshold."""
+    chi2, markov = (rows_needed(target.limit_of(target.bound, kind))(plan.a, plan.b) for kind in ("chi2", "markov"))
+    return (
+        f"with probability {target.confidence:.0%} instead of on average: {count(chi2)} rows (chi-squared limit), "
+        f"{count(markov)} (Markov)"
+    )
+
+
+def coin_line(risk: float) -> str:
+    """How often a fair coin must be tossed to be known as well."""
+    return f"known as well as a fair coin after {count(coin_toss_equivalent(risk))} tosses" if risk > 0 else ""

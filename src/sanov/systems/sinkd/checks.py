@@ -1,0 +1,144 @@
+"""What is looked at before training: do the outputs overlap, does epsilon invite collapse, are the marginals met?"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sanov.core.errors import SanovWarning
+from sanov.divergences import total_variation
+from sanov.systems.sinkd.losses import sinkhorn_loss
+from sanov.transport import pairwise_cost
+
+__all__ = ["LARGEST_ERROR", "Overlap", "invites_collapse", "overlap", "rounds_needed", "safe_epsilon", "warn_of_batch"]
+
+LARGEST_ERROR = 0.05  # marginal error above which one is told
+MOST_ROUNDS = 10_000
+
+
+class Overlap(NamedTuple):
+    """How much student and teacher agree before training.
+
+    ``median_distance`` and ``share_apart`` are of the total variation by row (share above 0.5); ``effective_dimension``
+    is the participation ratio of the teacher's cloud, the number of directions in which its outputs vary alike.
+    """
+
+    median_distance: float
+    share_apart: float
+    effective_dimension: float
+
+    def sentence(self) -> str:
+        """Will transport help here? The figures, and what they suggest."""
+        figures = (
+            f"before training the median total variation between student and teacher is {self.median_distance:.2f}, "
+            f"{self.share_apart:.0%} of rows are above 0.5, and the teacher's outputs vary in "
+            f"{self.effective_dimension:.1f} directions"
+        )
+        if self.median_distance < 0.1:
+            return f"{figures}: they overlap, and transport can add little to KL"
+        if self.effective_dimension < 1.5:
+            return f"{figures}: transport compares little more than the marginal distribution of one number"
+        return f"{figures}: there is room for transport"
+
+
+def overlap(student_logits: Float[Tensor, "rows classes"], teacher_logits: Float[Tensor, "rows classes"]) -> Overlap:
+    """Return how much the outputs of student and teacher overlap, at temperature 1.
+
+    Parameters
+    ----------
+    student_logits, teacher_logits
+        Of the same rows; the student is the untrained one.
+    """
+    log_s, log_t = (torch.log_softmax(logits.double(), dim=-1) for logits in (student_logits, teacher_logits))
+    distance = total_variation(log_t, log_s)
+    cloud = log_t.exp() - log_t.exp().mean(dim=0)
+    covariance = cloud.T @ cloud
+    squares = float(covariance.square().sum())
+    dimension = float(covariance.trace()) ** 2 / squares if squares > 0 else 0.0
+    return Overlap(float(distance.median()), float((distance > 0.5).double().mean()), dimension)
+
+
+def invites_collapse(
+    student_logits: Float[Tensor, "rows classes"], teacher_logits: Float[Tensor, "rows classes"], **options: Any
+) -> bool:
+    """Whether a student that gives every row the mean output would do better than one that equals the teacher.
+
+    Also where epsilon is above half the median cost, at which the plan hardly depends on the outputs.
+
+    Parameters
+    ----------
+    student_logits, teacher_logits
+        Of one batch, the student untrained.
+    options
+        Of `sinkhorn_loss`.
+    """
+    if len(teacher_logits) < 2 or options.get("sort"):
+        return False
+    temperature = options["temperature"]
+    outputs = torch.softmax(teacher_logits / temperature, dim=-1)
+    mean = outputs.mean(dim=0, keepdim=True).expand_as(outputs).log() * temperature
+    perfect = float(sinkhorn_loss(teacher_logits, teacher_logits, **options).value)
+    collapsed = float(sinkhorn_loss(mean, teacher_logits, **options).value)
+    cost = pairwise_cost(torch.softmax(student_logits / temperature, dim=-1), outputs, p=options["p"])
+    return perfect > collapsed or options["epsilon"] > 0.5 * float(cost.median())
+
+
+def safe_epsilon(
+    student_logits: Float[Tensor, "rows classes"], teacher_logits: Float[Tensor, "rows classes"], **options: Any
+) -> float | None:
+    """Return the largest of epsilon, epsilon/2, epsilon/4 ... that does not invite collapse, if one of ten does not."""
+    for halvings in range(10):
+        epsilon = options["epsilon"] / 2**halvings
+        if not invites_collapse(student_logits, teacher_logits, **{**options, "epsilon": epsilon}):
+            return float(epsilon)
+    return None
+
+
+def rounds_needed(
+    student_logits: Float[Tensor, "rows classes"], teacher_logits: Float[Tensor, "rows classes"], **options: Any
+) -> int | None:
+    """Return how many rounds, by doubling, bring the marginal error below `LARGEST_ERROR`; None if 10,000 do not."""
+    iterations = options["iterations"]
+    while iterations <= MOST_ROUNDS:
+        moved = sinkhorn_loss(student_logits, teacher_logits, **{**options, "iterations": iterations})
+        if float(moved.marginal_error) <= LARGEST_ERROR:
+            return int(iterations)
+        iterations *= 2
+    return None
+
+
+@torch.no_grad()
+def warn_of_batch(
+    student_logits: Float[Tensor, "rows classes"],
+    teacher_logits: Float[Tensor, "rows classes"],
+    options: Mapping[str, Any],
+) -> None:
+    """Warn where epsilon invites collapse, or where the rounds leave the marginals far from met, on one batch.
+
+    Parameters
+    ----------
+    student_logits, teacher_logits
+        Of one batch, the student untrained.
+    options
+        Of `sinkhorn_loss`.
+    """
+    options = {**options, "gradient": "envelope"}  # only values are looked at
+    epsilon = safe_epsilon(student_logits, teacher_logits, **options)
+    if epsilon is None or epsilon < options["epsilon"]:
+        advice = (
+            "lower the temperature of the transport" if epsilon is None else f"set epsilon to {epsilon:.3g} or less"
+        )
+        text = f"epsilon = {options['epsilon']:g} invites collapse to the mean output on these data; {advice}."
+        warnings.warn(text, SanovWarning, stacklevel=3)
+    rounds = rounds_needed(student_logits, teacher_logits, **options)
+    if rounds != options["iterations"]:
+        advice = "raise epsilon" if rounds is None else f"{rounds} rounds would do"
+        text = (
+            f"after {options['iterations']} rounds a row of the plan is off by more than {LARGEST_ERROR:.0%}; {advice}."
+        )
+        warnings.warn(text, SanovWarning, stacklevel=3)

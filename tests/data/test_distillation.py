@@ -1,0 +1,255 @@
+"""Three doors, one table; and every mistake of the user's is told before anything is written."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import polars as pl
+import pytest
+
+from sanov.core.errors import InputError, SanovWarning
+from sanov.data.distillation import DistilTable, encode_labels, read
+from sanov.data.distillation_sources import Columns
+
+RNG = np.random.default_rng(0)
+INPUTS = RNG.normal(size=(6, 2))
+LOGITS = RNG.normal(size=(6, 3))
+LABELS = np.array([0, 1, 2, 0, -1, 2])
+NAMES = ("cat", "dog", "emu")
+
+
+def frame(**more):
+    columns = {"id": [f"r{i}" for i in range(6)], "a": INPUTS[:, 0], "b": INPUTS[:, 1]}
+    columns |= {f"logit_{name}": LOGITS[:, j] for j, name in enumerate(NAMES)}
+    columns["label"] = [None if label < 0 else NAMES[label] for label in LABELS]
+    return pl.DataFrame(columns | more)
+
+
+def same(table, classes=NAMES):
+    np.testing.assert_array_equal(table.inputs, INPUTS)
+    np.testing.assert_array_equal(table.logits, LOGITS)
+    np.testing.assert_array_equal(table.labels, LABELS)
+    assert table.classes == classes
+
+
+# -- the doors --------------------------------------------------------------------------------------------------------
+
+
+def test_npz(tmp_path):
+    np.savez(tmp_path / "t.npz", inputs=INPUTS, logits=LOGITS, labels=LABELS, classes=np.array(NAMES))
+    table = read([tmp_path / "t.npz"])
+    same(table)
+    assert table.features == ("x1", "x2")
+
+
+def test_npz_without_names_of_classes(tmp_path):
+    np.savez(tmp_path / "t.npz", inputs=INPUTS, logits=LOGITS, labels=LABELS)
+    same(read([tmp_path / "t.npz"]), classes=("0", "1", "2"))
+
+
+def test_npz_of_texts(tmp_path):
+    np.savez(tmp_path / "t.npz", inputs=np.array(["a b", "c"]), logits=LOGITS[:2])
+    table = read([tmp_path / "t.npz"])
+    assert table.is_text
+    assert table.inputs == ("a b", "c")
+    assert table.labels is None
+
+
+def test_dictionary_of_arrays():
+    same(read([{"inputs": INPUTS, "logits": LOGITS, "labels": LABELS, "classes": NAMES}]))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet"])
+def test_files_with_logit_columns(tmp_path, suffix):
+    path = tmp_path / f"t.{suffix}"
+    getattr(frame(), f"write_{suffix}")(path)
+    table = read([path])
+    same(table)
+    assert table.features == ("a", "b")
+    assert table.ids == tuple(f"r{i}" for i in range(6))
+
+
+def test_pandas_and_polars_agree():
+    polars, pandas = read([frame()]), read([frame().to_pandas()])
+    assert polars.digest() == pandas.digest()
+    assert isinstance(pandas.source, pd.DataFrame)
+
+
+def test_list_column_of_logits(tmp_path):
+    rows = [{"a": a, "b": b, "logits": list(z)} for (a, b), z in zip(INPUTS, LOGITS, strict=True)]
+    (tmp_path / "t.jsonl").write_text("\n".join(json.dumps(row) for row in rows))
+    np.testing.assert_array_equal(read([tmp_path / "t.jsonl"]).logits, LOGITS)
+
+
+def test_columns_of_other_names():
+    table = frame().rename({"label": "y", "id": "uid", **{f"logit_{name}": f"z.{name}" for name in NAMES}})
+    names = Columns(label="y", id="uid", logits="z.", ignore=("b",))
+    found = read([table], names)
+    np.testing.assert_array_equal(found.inputs, INPUTS[:, :1])
+    np.testing.assert_array_equal(found.labels, LABELS)
+    assert found.classes == NAMES
+
+
+def test_column_of_texts():
+    table = read([pl.DataFrame({"text": ["a", "b"], "label": ["neg", "pos"], "stars": [1, 2]})])
+    assert table.inputs == ("a", "b")
+    assert table.classes == ("neg", "pos")
+    assert table.logits is None
+
+
+def test_two_tables_are_joined_by_id(tmp_path):
+    full = frame()
+    full.select("id", "a", "b", "label").write_csv(tmp_path / "inputs.csv")
+    shuffled = full.select("id", "^logit_.*$").reverse().vstack(
+        pl.DataFrame({"id": ["extra"], **{f"logit_{name}": [0.5] for name in NAMES}})
+    )
+    shuffled.write_parquet(tmp_path / "logits.parquet")
+    same(read([tmp_path / "inputs.csv", tmp_path / "logits.parquet"]))
+    same(read([tmp_path / "logits.parquet", tmp_path / "inputs.csv"]))
+
+
+def test_a_table_of_inputs_and_an_npz_of_logits(tmp_path):
+    np.savez(tmp_path / "l.npz", logits=LOGITS, ids=np.arange(6))
+    table = read([pl.DataFrame({"id": range(6), "a": INPUTS[:, 0]}), tmp_path / "l.npz"])
+    np.testing.assert_array_equal(table.logits, LOGITS)
+
+
+# -- the table --------------------------------------------------------------------------------------------------------
+
+
+def test_take_keeps_rows_together():
+    extras = {"other": LOGITS[::-1].copy()}
+    table = DistilTable(INPUTS, NAMES, LOGITS, LABELS, ids=tuple("abcdef"), extras=extras)
+    part = table.take([4, 0])
+    np.testing.assert_array_equal(part.inputs, INPUTS[[4, 0]])
+    np.testing.assert_array_equal(part.extras["other"], LOGITS[[1, 5]])
+    assert part.ids == ("e", "a")
+    assert part.n_labelled == 1
+
+
+def test_aligned_puts_classes_in_another_order():
+    table = DistilTable(INPUTS, NAMES, LOGITS, LABELS)
+    other = table.aligned(("emu", "cat", "dog"))
+    np.testing.assert_array_equal(other.logits, LOGITS[:, [2, 0, 1]])
+    names = [None if label < 0 else other.classes[label] for label in other.labels]
+    assert names == [None if label < 0 else NAMES[label] for label in LABELS]
+
+
+def test_labels_by_number_follow_the_order_of_named_classes():
+    labels, classes = encode_labels(["2", "0", None, "-1"], NAMES, name="t")
+    assert labels.tolist() == [2, 0, -1, -1]
+    assert classes == NAMES
+
+
+def test_labels_by_number_are_names_where_classes_are_numbers():
+    labels, _ = encode_labels(["3", "1"], ("1", "2", "3"), name="t")
+    assert labels.tolist() == [2, 0]
+
+
+def test_digest_changes_with_any_part():
+    tables = [
+        DistilTable(INPUTS, NAMES, LOGITS, LABELS),
+        DistilTable(INPUTS + 1, NAMES, LOGITS, LABELS),
+        DistilTable(INPUTS, NAMES, LOGITS + 1, LABELS),
+        DistilTable(INPUTS, NAMES, LOGITS, LABELS[::-1].copy()),
+    ]
+    assert len({table.digest() for table in tables}) == 4
+
+
+# -- mistakes ---------------------------------------------------------------------------------------------------------
+
+
+def spoilt(array, row, value):
+    array = array.copy()
+    array[row, 0] = value
+    return array
+
+
+MISTAKES = {
+    "nothing": ([], "no data were given"),
+    "three sources": (["a.csv", "b.csv", "c.csv"], "3 sources"),
+    "missing file": (["none.npz"], "no such file"),
+    "missing table": (["none.csv"], "no such file"),
+    "unknown array": ([{"inputs": INPUTS, "logits": LOGITS, "lables": LABELS}], "did you mean 'labels'"),
+    "no inputs": ([{"logits": LOGITS}], "no inputs for the student"),
+    "image": ([{"inputs": INPUTS.reshape(6, 2, 1), "logits": LOGITS}], r"shape \(6, 2, 1\).*reshape"),
+    "rows differ": ([{"inputs": INPUTS[:5], "logits": LOGITS}], "inputs has 5 rows and logits has 6"),
+    "NaN input": ([{"inputs": spoilt(INPUTS, 3, np.nan), "logits": LOGITS}], "array 'inputs'.*row 3.*1 such row"),
+    "infinite logit": ([{"inputs": INPUTS, "logits": spoilt(LOGITS, 2, np.inf)}], "array 'logits'.*row 2.*1 such row"),
+    "names": ([{"inputs": INPUTS, "logits": LOGITS, "classes": NAMES[:2]}], "3 columns and classes 2 names"),
+    "one class": ([{"inputs": INPUTS, "logits": LOGITS[:, :1]}], "there is one class.*0 and z"),
+    "label out of range": ([{"inputs": INPUTS, "logits": LOGITS, "labels": LABELS + 1}], "row 3: the label is '3'"),
+    "labels of two columns": ([{"inputs": INPUTS, "logits": LOGITS, "labels": LOGITS}], "array 'labels'.*one value"),
+    "unknown label": ([frame(label=["cat", "dog", "ant", "cat", "cat", "cat"])], "row 3: the label is 'ant'.*'emu'"),
+    "column of text": ([frame(a=["x", "y", "z", "x", "y", "z"])], "column 'a'.*is text"),
+    "infinite cell": ([frame(logit_dog=[1.0, 2.0, np.inf, 4.0, 5.0, 6.0])], "row 3, column 'logit_dog'.*inf"),
+    "missing feature": ([frame(b=[1, None, 3, 4, 5, 6])], "row 2, column 'b'.*missing"),
+    "missing text": ([pl.DataFrame({"text": ["a", None]})], "row 2, column 'text'.*missing"),
+    "ragged lists": ([pl.DataFrame({"a": [1, 2], "logits": [[1.0, 2.0], [1.0]]})], "row 2: the list has 1 number"),
+    "id twice": ([frame(id=["r0", "r1", "r1", "r3", "r4", "r5"])], "row 3: the row id 'r1' occurs twice"),
+    "no ids": ([frame().select("a", "b"), frame().select("id", "^logit_.*$")], "no column 'id' of row ids"),
+    "two of inputs": ([frame().select("id", "a"), frame().select("id", "b")], "neither has a column"),
+    "two of logits": ([frame(), frame()], "both hold logits"),
+    "missing ids": (
+        [frame().select("id", "a"), frame().select("id", "^logit_.*$").filter(pl.col("id") < "r2")],
+        "4 of 6 row ids of .* have no logits \\('r2', 'r3', 'r4'\\)",
+    ),
+}
+
+
+@pytest.mark.parametrize(("sources", "message"), MISTAKES.values(), ids=MISTAKES)
+def test_mistakes(sources, message):
+    with pytest.raises(InputError, match=f"(?si){message}"):
+        read(sources)
+
+
+def test_missing_ids_are_told_with_the_file(tmp_path):
+    frame().select("id", "^logit_.*$").head(2).write_csv(tmp_path / "teacher.csv")
+    with pytest.raises(InputError, match=r"teacher\.csv: 4 of 6"):
+        read([frame().select("id", "a"), tmp_path / "teacher.csv"])
+
+
+def test_damaged_archives(tmp_path):
+    path = tmp_path / "t.npz"
+    for content in (b"", b"PK\x03\x04 not an archive"):
+        path.write_bytes(content)
+        with pytest.raises(InputError, match=r"t\.npz.*no archive of plain arrays"):
+            read([path])
+    np.savez(path, inputs=np.array([{}, []], dtype=object))
+    with pytest.raises(InputError, match="array of objects"):
+        read([path])
+    (tmp_path / "folder.npz").mkdir()
+    with pytest.raises(InputError, match="cannot be read"):
+        read([tmp_path / "folder.npz"])
+
+
+def test_empty_file_and_wrong_delimiter(tmp_path):
+    (tmp_path / "empty.csv").write_text("")
+    with pytest.raises(InputError, match="is empty"):
+        read([tmp_path / "empty.csv"])
+    frame().write_csv(tmp_path / "t.csv", separator=";")
+    with pytest.raises(InputError, match="delimiter"):
+        read([tmp_path / "t.csv"])
+    same(read([tmp_path / "t.csv"], Columns(delimiter=";")))
+
+
+def test_a_column_that_is_not_there():
+    with pytest.raises(InputError, match="Did you mean 'label'"):
+        read([frame()], Columns(label="labels"))
+    with pytest.raises(InputError, match="no column begins with 'z_'"):
+        read([frame()], Columns(logits="z_"))
+
+
+def test_probabilities_and_votes_are_told():
+    probabilities = np.exp(LOGITS) / np.exp(LOGITS).sum(axis=1, keepdims=True)
+    with pytest.warns(SanovWarning, match="look like probabilities"):
+        read([{"inputs": INPUTS, "logits": probabilities}])
+    with pytest.warns(SanovWarning, match="whole numbers"):
+        read([{"inputs": INPUTS, "logits": np.rint(LOGITS * 5)}])
+
+
+def test_labels_that_the_fitted_classes_lack():
+    table = read([pl.DataFrame({"text": ["a", "b"], "label": ["neg", "pos"]})])
+    assert table.aligned(("pos", "neg")).labels.tolist() == [1, 0]
+    with pytest.raises(InputError, match="row 1: the label is 'neg'"):
+        table.aligned(("no", "yes"))

@@ -1,0 +1,100 @@
+"""Simulated risks against closed forms, and simulators against the plain way of drawing rows and fitting."""
+
+import numpy as np
+import pytest
+from scipy import optimize, special
+
+from sanov.data.truths import TRUTHS, population_truth, risk, sample_size
+
+EXACT = ["exponential", "gamma 0.5", "gamma 2", "normal 1", "normal 2", "normal 5"]
+
+
+@pytest.mark.parametrize("name", EXACT)
+def test_simulated_risk_is_the_exact_one(name):
+    truth = TRUTHS[name]()
+    for rows in (40, 200):
+        found = risk(truth, rows, 20_000, np.random.default_rng(1))
+        assert abs(found.mean - truth.exact(float(rows))) < 4 * found.error
+
+
+@pytest.mark.parametrize("name", TRUTHS)
+def test_quadratic_part_has_mean_a_over_n(name):
+    """The control variate's mean is known exactly; where estimates can be missing, up to their probability."""
+    truth = TRUTHS[name]()
+    rows = 150
+    divergences, quadratic = truth.simulate(np.random.default_rng(2), rows, 20_000)
+    assert len(divergences) > 0.999 * 20_000
+    assert abs(quadratic.mean() - truth.first / rows) < 4 * quadratic.std() / np.sqrt(len(quadratic))
+    assert divergences.min() >= 0
+
+
+@pytest.mark.parametrize(
+    ("name", "first"), [("ising", 3.0), ("ising tilted", 3.14512), ("independence", 1.5), ("laplace", 1.75)]
+)
+def test_first_coefficients(name, first):
+    assert TRUTHS[name]().first == pytest.approx(first, abs=5e-6)
+
+
+def test_simulation_equals_drawing_rows_and_fitting():
+    """Rows from `sample`, fitted one at a time with a general optimiser, have the simulated mean divergence."""
+    truth = TRUTHS["ising tilted"]()
+    rng, rows = np.random.default_rng(3), 100
+
+    def statistics(x):
+        return np.column_stack([x, x[:, [0, 0, 1]] * x[:, [1, 2, 2]]])
+
+    states = np.array(np.meshgrid(*[[-1.0, 1.0]] * 3)).reshape(3, -1).T
+    design = statistics(states)
+
+    def fit(means):
+        def loss(theta):
+            logits = design @ theta
+            return special.logsumexp(logits) - theta @ means, special.softmax(logits) @ design - means
+
+        return optimize.minimize(loss, np.zeros(6), jac=True, method="BFGS", options={"gtol": 1e-7}).x
+
+    target = statistics(truth.sample(rng, 2_000_000)).mean(axis=0)
+    centre = fit(target)
+    found = []
+    for _ in range(300):
+        theta = fit(statistics(truth.sample(rng, rows)).mean(axis=0))
+        gap = special.logsumexp(design @ theta) - special.logsumexp(design @ centre)
+        found.append(gap - (theta - centre) @ target)
+    simulated = risk(truth, rows, 20_000, rng)
+    assert abs(np.mean(found) - simulated.mean) < 4 * np.std(found) / np.sqrt(len(found))
+
+
+def test_population_is_its_own_truth():
+    """Samples from a table, fitted by mean and covariance, have the simulated mean divergence."""
+    rng = np.random.default_rng(4)
+    table = np.exp(rng.standard_normal((80, 2)) @ [[1.0, 0.4], [0.0, 0.7]])
+    truth = population_truth("table", table)
+    mean, covariance = table.mean(axis=0), np.cov(table.T, ddof=0)
+    rows, found = 300, []
+    for _ in range(1500):
+        x = truth.sample(rng, rows)
+        inverse = np.linalg.inv(np.cov(x.T, ddof=0))
+        gap = x.mean(axis=0) - mean
+        logs = -np.linalg.slogdet(inverse @ covariance)[1]
+        found.append((np.trace(inverse @ covariance) + gap @ inverse @ gap - 2 + logs) / 2)
+    simulated = risk(truth, rows, 20_000, rng)
+    assert abs(np.mean(found) - simulated.mean) < 4 * np.std(found) / np.sqrt(len(found))
+
+
+def test_first_coefficient_of_a_population_is_mardias():
+    """2a = d + (b2 - d) / 2 with b2 the multivariate kurtosis (mardia1970measures)."""
+    table = np.random.default_rng(5).exponential(size=(200, 3)) ** 1.5
+    centred = table - table.mean(axis=0)
+    distances = np.einsum("ri,ij,rj->r", centred, np.linalg.inv(np.cov(table.T, ddof=0)), centred)
+    kurtosis = (distances**2).mean()
+    assert 2 * population_truth("t", table).first == pytest.approx(3 + (kurtosis - 3) / 2, rel=1e-9)
+
+
+def test_sample_size_reaches_delta():
+    for name in ("normal 2", "gamma 0.5"):
+        truth = TRUTHS[name]()
+        assert truth.exact(sample_size(truth, 0.02, 0, np.random.default_rng(0))) == pytest.approx(0.02, rel=1e-9)
+    truth = TRUTHS["multinomial"]()
+    rows = sample_size(truth, 0.02, 20_000, np.random.default_rng(6))
+    found = risk(truth, round(rows), 50_000, np.random.default_rng(7))
+    assert abs(found.mean - 0.02) < 4 * found.error + 0.02 / rows

@@ -1,0 +1,129 @@
+"""Slow, obvious references, which tests compare the package with."""
+
+import itertools
+import math
+
+import torch
+from scipy.optimize import linear_sum_assignment
+
+# -- distributions: lists of probabilities, in plain Python ------------------------------------------------------------
+
+
+def kl_by_sum(p, q):
+    """Sum of p log(p / q) over the support of p."""
+    pairs = [(x, y) for x, y in zip(p, q, strict=True) if x > 0]
+    return math.inf if any(y == 0 for _, y in pairs) else math.fsum(x * math.log(x / y) for x, y in pairs)
+
+
+def jensen_shannon_by_entropies(p, q, weight):
+    """Entropy of the mixture less the mixture of the entropies."""
+
+    def entropy(distribution):
+        return -math.fsum(x * math.log(x) for x in distribution if x > 0)
+
+    mixture = [weight * x + (1 - weight) * y for x, y in zip(p, q, strict=True)]
+    return entropy(mixture) - weight * entropy(p) - (1 - weight) * entropy(q)
+
+
+def largest_event_difference(p, q):
+    """The largest difference in probability, over all subsets of the classes."""
+    subsets = itertools.product([False, True], repeat=len(p))
+    return max(abs(sum(x - y for x, y, inside in zip(p, q, s, strict=True) if inside)) for s in subsets)
+
+
+# -- policy gradients, an element at a time ----------------------------------------------------------------------------
+
+
+def group_advantages_by_loop(rewards, group_size, scale, eps):
+    """Centre each group of a list of rewards, and divide by a standard deviation with n - 1."""
+
+    def spread(values):
+        mean = sum(values) / len(values)
+        return math.sqrt(sum((value - mean) ** 2 for value in values) / (len(values) - 1))
+
+    advantages = []
+    for start in range(0, len(rewards), group_size):
+        group = rewards[start : start + group_size]
+        divisor = {"group": spread(group) + eps, "batch": spread(rewards) + eps, "none": 1.0}[scale]
+        advantages += [(reward - sum(group) / group_size) / divisor for reward in group]
+    return advantages
+
+
+def clipped_surrogate_by_cases(ratio, advantage, low, high):
+    """Value and derivative by the ratio for one token: flat where moving on would be rewarded outside the range."""
+    if advantage > 0 and ratio > 1 + high:
+        return (1 + high) * advantage, 0.0
+    if advantage < 0 and ratio < 1 - low:
+        return (1 - low) * advantage, 0.0
+    return ratio * advantage, advantage
+
+
+# -- scores and tests, by their definitions ----------------------------------------------------------------------------
+
+
+def auroc_by_pairs(scores, outcomes):
+    """Share of pairs of a 1 and a 0 in which the 1 has the higher score, ties counting one half."""
+    ones = [s for s, y in zip(scores, outcomes, strict=True) if y == 1]
+    zeros = [s for s, y in zip(scores, outcomes, strict=True) if y == 0]
+    won = sum((one > zero) + (one == zero) / 2 for one in ones for zero in zeros)
+    return won / (len(ones) * len(zeros))
+
+
+def calibration_error_by_rows(p, outcomes, bins):
+    """Gap of each bin (lower edge excluded, but for the first), weighted by its rows."""
+    total = 0.0
+    for place in range(bins):
+        low, high = place / bins, (place + 1) / bins
+        inside = [i for i, x in enumerate(p) if low < x <= high or (place == 0 and x == 0)]
+        total += abs(sum(p[i] for i in inside) - sum(outcomes[i] for i in inside))
+    return total / len(p)
+
+
+def sign_flip_by_enumeration(differences):
+    """Share of all assignments of signs whose sum is as far from zero as the observed one; integers only."""
+    assert all(isinstance(difference, int) for difference in differences)
+    flips = list(itertools.product([-1, 1], repeat=len(differences)))
+    sums = [abs(sum(s * d for s, d in zip(signs, differences, strict=True))) for signs in flips]
+    return sum(total >= abs(sum(differences)) for total in sums) / len(flips)
+
+
+# -- transport ---------------------------------------------------------------------------------------------------------
+
+
+def sinkhorn_unit_marginals(cost, epsilon, iterations, columns_first=False):
+    """The plain iteration on a plan of unit marginals, as a distillation loss writes it: rows, then columns."""
+    plan = torch.exp(-cost / epsilon)
+    axes = (-2, -1) if columns_first else (-1, -2)
+    for _ in range(iterations):
+        for axis in axes:
+            plan = plan / plan.sum(axis, keepdim=True)
+    return plan
+
+
+def sinkhorn_logarithmic(cost, epsilon, iterations, row=None, column=None):
+    """The iteration on logarithms, one logsumexp a half-step, in plain autograd; total mass 1."""
+    n, m = cost.shape[-2:]
+    log_row = cost.new_full((n,), 1 / n).log() if row is None else row.log()
+    log_column = cost.new_full((m,), 1 / m).log() if column is None else column.log()
+    exponents, log_v = -cost / epsilon, torch.zeros_like(log_column)
+    for _ in range(iterations):
+        log_u = log_row - torch.logsumexp(exponents + log_v.unsqueeze(-2), -1)
+        log_v = log_column - torch.logsumexp(exponents + log_u.unsqueeze(-1), -2)
+    return torch.exp(exponents + log_u.unsqueeze(-1) + log_v.unsqueeze(-2))
+
+
+def assignment_cost(cost):
+    """The smallest sum over all one-to-one assignments."""
+    rows, columns = linear_sum_assignment(cost.numpy())
+    return cost[rows, columns].sum()
+
+
+def central_differences(function, point, step=1e-5):
+    """Gradient of a scalar function of one float64 tensor, an entry at a time."""
+    gradient = torch.zeros_like(point)
+    for place in range(point.numel()):
+        shift = torch.zeros_like(point).view(-1)
+        shift[place] = step
+        shift = shift.view_as(point)
+        gradient.view(-1)[place] = (function(point + shift) - function(point - shift)) / (2 * step)
+    return gradient

@@ -1,0 +1,101 @@
+"""Every command that README and docs show is parsed by the real command line, and run where it takes seconds."""
+
+import re
+import shlex
+from pathlib import Path
+
+import numpy as np
+import polars as pl
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from sanov.cli import app
+from sanov.core.options import parse, split
+from sanov.systems import SYSTEMS, find
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+SLOW = ("sanov demo", "sanov reproduce", "sanov report")
+COMMAND = re.compile(r"^(?:\$ )?(sanov [^#\n]+?)\s*(?:#.*)?$", re.MULTILINE)
+INLINE = re.compile(r"`(sanov [^`\n]+)`")
+
+
+def commands(page):
+    text = page.read_text()
+    blocks = "\n".join(re.findall(r"```(?:console|bash|sh)\n(.*?)```", text, re.DOTALL))
+    return list(dict.fromkeys(COMMAND.findall(blocks)))
+
+
+def mentions(page):
+    """Commands inside a sentence: forms such as `sanov show NAME`, with words in capitals and dots."""
+    return [line for line in INLINE.findall(page.read_text()) if not re.search(r"[A-Z]{3,}|\.\.\.", line)]
+
+
+every_command = [(page, line) for page in PAGES for line in commands(page) + mentions(page)]
+
+
+@pytest.mark.parametrize(("page", "line"), every_command, ids=lambda part: getattr(part, "name", part))
+def test_command_is_understood(page, line):
+    words = shlex.split(line)[1:]
+    group = typer.main.get_command(app)
+    command = group.commands[words[0]]
+    context = command.make_context(words[0], words[1:], resilient_parsing=False)
+    name = context.params.get("name")
+    if name and name != "all":
+        row = find(name)
+        _, options = split(context.params.get("words") or [])
+        parse(row.load().Config, options)
+
+
+def test_help_shows_every_command():
+    shown = CliRunner().invoke(app, ["--help"]).output
+    for name in ("list", "show", "fit", "apply", "demo", "reproduce", "report"):
+        assert re.search(rf"^\W*{name}\b", shown, re.MULTILINE), name
+
+
+@pytest.fixture(scope="module")
+def users_folder(tmp_path_factory):
+    """The files that the docs speak of."""
+    folder = tmp_path_factory.mktemp("user")
+    rng = np.random.default_rng(0)
+    rows, classes = 240, 3
+    correlated = rng.standard_normal((rows, 4)) @ np.array(
+        [[1, 0.5, 0, 0], [0, 1, 0.3, 0], [0, 0, 1, 0], [0, 0.2, 0, 1]]
+    )
+    frame = pl.DataFrame(dict(zip("abcd", correlated.T, strict=True)))
+    binary = pl.Series("died", (correlated[:, 0] + rng.standard_normal(rows) > 0.8).astype(int))
+    frame.write_csv(folder / "data.csv")
+    frame.with_columns(binary).write_csv(folder / "patients.csv")
+    labels = rng.integers(0, classes, rows)
+    inputs = (np.eye(classes)[labels] @ rng.standard_normal((classes, 8)) + rng.standard_normal((rows, 8))).astype("f4")
+    logits = (3 * np.eye(classes)[labels] + rng.standard_normal((rows, classes))).astype("f4")
+    np.savez(folder / "teacher.npz", inputs=inputs, logits=logits, labels=labels)
+    np.savez(folder / "new.npz", inputs=inputs[:40], labels=labels[:40])
+    return folder
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_of_a_page_run_in_order(page, users_folder, monkeypatch):
+    monkeypatch.chdir(users_folder)
+    for line in commands(page):
+        words = shlex.split(line)[1:]
+        if line.startswith(SLOW) or any("bert" in word for word in words):
+            continue  # run by test_cli and by the tests of the experiments; the teacher of tests/systems
+        monkeypatch.setattr("sys.argv", ["sanov", *words])
+        done = CliRunner().invoke(app, words)
+        assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
+        assert done.output.strip()
+
+
+def test_every_system_has_a_page_in_the_site():
+    site = (ROOT / "mkdocs.yml").read_text()
+    assert all(f"systems/{row.name}.md" in site for row in SYSTEMS)
+
+
+def test_no_machine_paths_and_no_hosts_of_registries():
+    registry = re.compile("|".join(["py" + "pi", "python" + "hosted", "npm" + "js"]) + r"\.org")
+    for path in [*PAGES, *(ROOT / "results").rglob("*.json*"), *(ROOT / "benchmarks").glob("*.json")]:
+        text = path.read_text()
+        assert not re.search(r"/(home|root|Users|work|tmp)/", text), path
+        assert not registry.search(text), path
