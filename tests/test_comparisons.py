@@ -50,7 +50,7 @@ def test_the_order_and_sign_of_differences():
 
 
 def test_equal_differences_leave_no_doubt():
-    assert paired_effect([0.25, 0.25, 0.25]) == Effect(0.25, 0.25, 0.25, 3, 0.0, 0.0)
+    assert paired_effect([0.1, 0.1, 0.1]) == Effect(0.1, 0.1, 0.1, 3, 0.0, 0.0)
     assert paired_effect(np.zeros(4)) == Effect(0.0, 0.0, 0.0, 4, 0.0, 1.0)
 
 
@@ -79,9 +79,9 @@ def clustered(clusters=30, rows=6, seed=0):
 
 
 def test_the_bootstrap_of_few_clusters_has_the_quantiles_of_all_resamples():
-    values, labels = np.array([1.0, 2.0, 4.0, 7.0, 11.0, 16.0]), np.array(["a", "b", "a", "c", "c", "c"])
-    clusters = {label: values[labels == label] for label in "abc"}
-    resamples = itertools.product("abc", repeat=3)
+    values, labels = np.array([1.0, 2.0, 4.0, 7.0, 11.0, 16.0]), np.array([9, 10, 9, 200, 200, 200])
+    clusters = {label: values[labels == label] for label in (9, 10, 200)}
+    resamples = itertools.product(clusters, repeat=3)
     means = np.sort([np.concatenate([clusters[label] for label in drawn]).mean() for drawn in resamples])
     assert len(means) == 27
     # 0.13 is no multiple of 1/27: the quantile is a whole step away from the next value, so that sampling hits it

@@ -232,7 +232,14 @@ def _all_required(parts: Sequence[PartResult]) -> str:
 
 
 def reproduce(
-    claim: Claim, preset: str = "paper", *, seeds: int = 0, jobs: int = 1, backend: str = "loky", reuse: bool = False
+    claim: Claim,
+    preset: str = "paper",
+    *,
+    seeds: int = 0,
+    jobs: int = 1,
+    backend: str = "loky",
+    reuse: bool = False,
+    only: Mapping[str, str] | None = None,
 ) -> ClaimResult:
     """Run the cells of a claim that are not yet on disk, judge its parts and write ``results/<system>-<preset>.json``.
 
@@ -246,6 +253,9 @@ def reproduce(
         Processes, and joblib's backend (``loky``, ``ray``, ``dask``).
     reuse
         Accept cells of older source; the result counts them.
+    only
+        Run the cells whose key has these entries (as text), and those that name none of them. Others are judged where
+        they were run before, and their parts are ``not run`` where they were not.
 
     Raises
     ------
@@ -260,7 +270,7 @@ def reproduce(
     _check_budget(cells)
     records: list[Record] = []
     for stage in STAGES:
-        records += _run_stage([cell for cell in cells if cell.stage == stage], cells, records, store, jobs, backend)
+        records += _run_stage(stage, cells, records, store, Work(jobs, backend, only or {}))
     result = _result(claim, preset, records, time.monotonic() - start)
     files.write_json(store.base / f"{claim.system}-{preset}.json", result.model_dump(mode="json"))
     return result
@@ -273,36 +283,43 @@ def _check_budget(cells: Iterable[Cell]) -> None:
         raise ValueError(f"arms differ in their number of tuning trials: {dict(trials)}")
 
 
+@dataclass(frozen=True)
+class Work:
+    """How much is run, and where."""
+
+    jobs: int
+    backend: str
+    only: Mapping[str, str]
+
+    def wants(self, cell: Cell) -> bool:
+        """Whether a cell is to be run where it is not on disk."""
+        return all(str(cell.key.get(name, value)) == value for name, value in self.only.items())
+
+
 def _run_stage(
-    wanted: Sequence[Cell], all_cells: Sequence[Cell], before: Sequence[Record], store: _Store, jobs: int, backend: str
+    stage: Stage, cells: Sequence[Cell], before: Sequence[Record], store: _Store, work: Work
 ) -> list[Record]:
-    done = {id(cell): record for cell in wanted if (record := store.find(cell))}
-    missing = [cell for cell in wanted if id(cell) not in done]
-    later = [cell for cell in all_cells if cell.stage != "shared" and not store.find(cell)]
-    missing += [
-        record.cell
-        for record in done.values()
-        if record.values.get("files")
-        and not (store.folder / record.digest[:16]).is_dir()
-        and any(record.cell.agrees(cell) for cell in later)
-    ]
+    wanted = [cell for cell in cells if cell.stage == stage]
+    missing = [cell for cell in wanted if work.wants(cell) and not store.find(cell)]
+    later = [cell for cell in cells if cell.stage != "shared" and work.wants(cell) and not store.find(cell)]
+    missing += [cell for cell in wanted if stage == "shared" and store.lacks_files(cell, later)]
     context = Context(store.preset, store.settings, tuple(before), store.folder)
-    work = _spread(store, missing, context, jobs, backend)
-    for record in track(work, f"{store.claim.system}: {wanted[0].stage if wanted else ''}", total=len(missing)):
+    records = _spread(store, missing, context, work)
+    for record in track(records, f"{store.claim.system}: {stage}", total=len(missing)):
         store.add(record)
     return [record for cell in wanted if (record := store.find(cell))]
 
 
-def _spread(store: _Store, cells: Sequence[Cell], context: Context, jobs: int, backend: str) -> Iterator[Record]:
+def _spread(store: _Store, cells: Sequence[Cell], context: Context, work: Work) -> Iterator[Record]:
     module = f"sanov.experiments.{store.claim.system}"
-    if jobs == 1 or len(cells) < 2:
+    if work.jobs == 1 or len(cells) < 2:
         for cell in cells:
             yield _run_cell(store.claim.run, cell, context, store.digest(cell))
         return
     from joblib import Parallel, delayed, parallel_config
 
-    limit: dict[str, Any] = {"inner_max_num_threads": 1} if backend == "loky" else {}
-    with parallel_config(backend=backend, n_jobs=jobs, **limit):
+    limit: dict[str, Any] = {"inner_max_num_threads": 1} if work.backend == "loky" else {}
+    with parallel_config(backend=work.backend, n_jobs=work.jobs, **limit):
         tasks = (delayed(_run_by_name)(module, cell, context, store.digest(cell)) for cell in cells)
         yield from Parallel(return_as="generator_unordered")(tasks)
 
@@ -357,6 +374,13 @@ class _Store:
             return None
         older = line["source"] != self.source
         return Record(cell, line["values"], line["seconds"], files.digest([line["identity"], line["source"]]), older)
+
+    def lacks_files(self, cell: Cell, later: Sequence[Cell]) -> bool:
+        """Whether a shared cell that was run left files which are gone, and which a later cell will need."""
+        record = self.find(cell)
+        if record is None or not record.values.get("files") or (self.folder / record.digest[:16]).is_dir():
+            return False
+        return any(cell.agrees(other) for other in later)
 
     def add(self, record: Record) -> None:
         line = {

@@ -172,13 +172,17 @@ def reproduce(
     jobs: Jobs = 1,
     backend: Annotated[str, typer.Option(help="loky, ray or dask.")] = "loky",
     reuse: Annotated[bool, typer.Option("--reuse", help="Accept cells of older source.")] = False,
+    only: Annotated[str, typer.Option(help="Run these cells alone, such as data=digits,arm=kl.")] = "",
     as_json: AsJson = False,
     quiet: Quiet = False,
 ) -> None:
     """Test a paper's claim against tuned baselines, with intervals and negative controls."""
     from sanov import claims
 
+    from sanov.core.options import split
+
     rows = SYSTEMS if name == "all" else (find(name),)
+    chosen = split(filter(None, only.split(",")))[1]
     results = []
     for row in rows:
         try:
@@ -189,7 +193,7 @@ def reproduce(
             print(f"{row.name}: not run: {error}\n", file=sys.stderr)
             continue
         with silenced(quiet or as_json):
-            result = claims.reproduce(claim, preset, seeds=seeds, jobs=jobs, backend=backend, reuse=reuse)
+            result = claims.reproduce(claim, preset, seeds=seeds, jobs=jobs, backend=backend, reuse=reuse, only=chosen)
         results.append(result)
         if not as_json:
             print(_verdict(result))

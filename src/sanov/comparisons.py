@@ -67,7 +67,8 @@ def paired_effect(differences: OneARow, confidence: float = 0.95) -> Effect:
     student1908probable.
     """
     d = _numbers(differences, "differences", fewest=2)
-    mean, error = float(d.mean()), float(d.std(ddof=1) / np.sqrt(d.size))
+    shifted = d - d[0]  # equal differences are exactly zero now, which their mean need not leave
+    mean, error = float(d[0] + shifted.mean()), float(shifted.std(ddof=1) / np.sqrt(d.size))
     half = error * float(stdtrit(d.size - 1, (1 + _inside(confidence)) / 2))
     p_value = 2 * float(stdtr(d.size - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
     return Effect(mean, mean - half, mean + half, d.size, error, p_value)

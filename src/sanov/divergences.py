@@ -71,7 +71,7 @@ def kl(log_p: Float[Tensor, "*batch classes"], log_q: Float[Tensor, "*batch clas
 
     Reference
     ---------
-    kullback1951information, eq. 2.4.
+    kullback1951information, sec. 2.
     """
     log_p, log_q = _pair(log_p, log_q)
     log_ratio = (log_p - log_q).masked_fill(log_p == -math.inf, 0)
@@ -174,7 +174,7 @@ def gaussian_kl(
 
     Reference
     ---------
-    kullback1951information, eq. 2.4, of two normal densities.
+    kullback1951information, sec. 2, of two normal densities.
     """
     root_p, root_q = (torch.linalg.cholesky(widen(cov)) for cov in (cov_p, cov_q))
     shift = (widen(mean_p) - widen(mean_q)).unsqueeze(-1)
@@ -204,7 +204,7 @@ def bernoulli_kl(p: Float[Tensor, "*shape"], q: Float[Tensor, "*shape"]) -> Floa
 
     Reference
     ---------
-    kullback1951information, eq. 2.4.
+    kullback1951information, sec. 2.
     """
     _same_shape(p, q, "p and q")
     return kl(_two_classes(widen(p)), _two_classes(widen(q)))

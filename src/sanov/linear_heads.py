@@ -1,9 +1,9 @@
 """Divergences between two language-model heads, a chunk of tokens at a time.
 
-A head turns hidden states into logits, ``logits = hidden @ weight.T``. The logits of all tokens over a large vocabulary
-fill more memory than the model that made them, and nothing but a sum is wanted of them. Here they exist for `chunk` tokens
-at a time, and the gradients of the sum are formed while they do: the backward pass only scales what is already there, so
-no product is computed twice.
+A head turns hidden states into logits, ``logits = hidden @ weight.T``. The logits of all tokens over a large
+vocabulary fill more memory than the model that made them, and nothing but a sum is wanted of them. Here they exist for
+`chunk` tokens at a time, and the gradients of the sum are formed while they do: the backward pass only scales what is
+already there, so no product is computed twice.
 """
 
 from __future__ import annotations
@@ -156,8 +156,8 @@ def linear_token_log_probs(
 ) -> Float[Tensor, "*tokens_or_scalar"]:
     """Log-probability that a head gives to each token, or their weighted sum.
 
-    With `token_weight` the result is the sum, and its gradients are formed in the forward pass. Without it the result has
-    a value per token; the gradient by the weight then depends on what is done with the values, so the backward pass
+    With `token_weight` the result is the sum, and its gradients are formed in the forward pass. Without it the result
+    has a value per token; the gradient by the weight then depends on what is done with the values, so the backward pass
     computes the logits of each chunk once more.
 
     Parameters
@@ -190,7 +190,7 @@ def linear_token_log_probs(
     """
     rows = list(_chunks(len(hidden), len(weight), chunk, temperature))
     if token_weight is None:
-        values: Tensor = _TokenLogProbs.apply(hidden, weight, tokens, temperature, rows)
+        values: Tensor = _TokenLogProbs.apply(hidden, weight, tokens, temperature, rows)  # type: ignore[no-untyped-call]
         return values
     total: Tensor = _WeightedTokenLogProbs.apply(hidden, weight, tokens, token_weight, temperature, rows)
     return total

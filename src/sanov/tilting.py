@@ -131,7 +131,7 @@ def geometric_average(
     """
     parts = [(c, log_p) for c, log_p in ((1 - weight, widen(log_ref)), (weight, widen(log_tuned))) if c != 0]
     impossible = torch.stack([log_p == -math.inf for _, log_p in parts]).any(dim=0)
-    exponents = torch.stack([c * log_p.masked_fill(impossible, 0) for c, log_p in parts]).sum(dim=0)
+    exponents = torch.stack([c * log_p for c, log_p in parts]).sum(dim=0)
     return exponents.masked_fill(impossible, -math.inf).log_softmax(dim=-1)
 
 

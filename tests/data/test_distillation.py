@@ -100,8 +100,10 @@ def test_column_of_texts():
 def test_two_tables_are_joined_by_id(tmp_path):
     full = frame()
     full.select("id", "a", "b", "label").write_csv(tmp_path / "inputs.csv")
-    shuffled = full.select("id", "^logit_.*$").reverse().vstack(
-        pl.DataFrame({"id": ["extra"], **{f"logit_{name}": [0.5] for name in NAMES}})
+    shuffled = (
+        full.select("id", "^logit_.*$")
+        .reverse()
+        .vstack(pl.DataFrame({"id": ["extra"], **{f"logit_{name}": [0.5] for name in NAMES}}))
     )
     shuffled.write_parquet(tmp_path / "logits.parquet")
     same(read([tmp_path / "inputs.csv", tmp_path / "logits.parquet"]))

@@ -361,7 +361,11 @@ MISTAKES = {
     "no logits": (without(logits=None), (teacher_loss(),), "no teacher logits.*teacher=DIR"),
     "no labels": (without(labels=None), (label_loss(),), "no labels, and only labels"),
     "one row": (table(1), (teacher_loss(),), "1 rows"),
-    "one class": (without(labels=np.zeros(60, dtype=np.int64)), (teacher_loss(),), r"all labels are of one class \('a'\)"),
+    "one class": (
+        without(labels=np.zeros(60, dtype=np.int64)),
+        (teacher_loss(),),
+        r"all labels are of one class \('a'\)",
+    ),
     "no classes": (DistilTable(np.zeros((4, 2)), (), None, None), (label_loss(),), "0 classes"),
     "nothing to learn": (table(), (label_loss(0.0),), "weight 0"),
     "balance without others": (table(), (noise(balance=1.0),), "relative to the others"),

@@ -151,3 +151,22 @@ def test_mistakes_say_what_is_wanted(design):
         read_results(weighted)
     with pytest.raises(InputError, match="one per row"):
         read_results(api.OLS(y, design).fit(), [1, 2])
+
+
+@pytest.mark.parametrize("kind", ["linear", "logit", "poisson"])
+def test_standard_error_is_the_spread_between_samples(kind):
+    """The influence function's error against the standard deviation of a over samples: within 25 %."""
+    rng = np.random.default_rng(12)
+    found = []
+    for _ in range(150):
+        x = api.add_constant(rng.standard_normal((600, 2)))
+        signal = x @ [0.3, 0.7, 0.0]
+        if kind == "linear":
+            fitted = api.OLS(signal + rng.standard_normal(600) * (1 + 0.2 * np.abs(x[:, 1])), x).fit()
+        elif kind == "logit":
+            fitted = api.Logit((rng.random(600) < 1 / (1 + np.exp(-signal))).astype(float), x).fit(disp=False)
+        else:
+            fitted = api.Poisson(rng.poisson(np.exp(signal)), x).fit(disp=False)
+        found.append(read_results(fitted))
+    spread = np.std([each.first for each in found], ddof=1)
+    assert np.mean([each.error for each in found]) == pytest.approx(spread, rel=0.25)

@@ -70,7 +70,9 @@ def test_mean_form_is_the_sum_form_by_row():
 @pytest.mark.parametrize("rounds", [1, 2, 20])
 def test_agrees_with_plain_iterations(rounds):
     student, teacher = random_logits(8, 5)
-    assert total(student, teacher, iterations=rounds) == pytest.approx(float(plain(student, teacher, rounds)), abs=1e-13)
+    assert total(student, teacher, iterations=rounds) == pytest.approx(
+        float(plain(student, teacher, rounds)), abs=1e-13
+    )
 
 
 def test_order_of_the_half_steps_is_rows_first():

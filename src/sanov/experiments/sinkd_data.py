@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64
+from scipy.special import log_softmax, softmax
 
 from sanov.core.errors import InputError
 from sanov.data import images, text
@@ -20,9 +21,20 @@ from sanov.data.distillation import DistilTable
 from sanov.data.splits import stratified
 
 if TYPE_CHECKING:
+    from sanov.learning.students import Fitted
     from sanov.learning.training import Batch
 
-__all__ = ["PARTS", "Parts", "digests", "make_teacher", "parts", "with_teacher"]
+__all__ = [
+    "PARTS",
+    "Parts",
+    "accuracy",
+    "digests",
+    "distance_at_start",
+    "log_loss",
+    "make_teacher",
+    "parts",
+    "with_teacher",
+]
 
 PARTS = ("train", "validation", "test")
 TEST_SEED = 20_240_217  # of the fixed split into test rows and others
@@ -88,7 +100,7 @@ def make_teacher(name: str, seed: int, settings: Mapping[str, Any], folder: Path
     split = parts(name, seed, settings["sizes"].get(name, {}))
     make = _fine_tuned if name == "sst2" else _wide_net
     logits = make(split, seed, settings["teacher"][name], folder)
-    np.savez(folder / "logits.npz", **logits)
+    np.savez(folder / "logits.npz", **logits)  # type: ignore[arg-type]
     return {part: accuracy(logits[part], getattr(split, part)) for part in ("validation", "test")}
 
 
@@ -103,6 +115,32 @@ def with_teacher(split: Parts, folder: Path) -> Parts:
 def accuracy(logits: Float64[np.ndarray, "rows classes"], table: DistilTable) -> float:
     """Share of rows whose label has the largest logit, in percentage points."""
     return 100.0 * float((logits.argmax(axis=1) == table.labels).mean())
+
+
+def log_loss(logits: Float64[np.ndarray, "rows classes"], table: DistilTable) -> float:
+    """Mean log loss of the labels, in nats."""
+    log_p = log_softmax(logits, axis=1)
+    return -float(log_p[np.arange(len(table)), table.labels].mean())
+
+
+def distance_at_start(student: Fitted, table: DistilTable, seed: int) -> Float64[np.ndarray, " rows"]:
+    """Total variation between the teacher's outputs and those of the untrained student, for each row.
+
+    Parameters
+    ----------
+    student
+        Any student of the same options and seed: the initial weights follow from the seed.
+    table
+        Rows with the teacher's logits.
+    seed
+        Of the student.
+    """
+    from sanov.learning.students import build, outputs
+
+    assert table.logits is not None
+    start = build(student.encoder, student.student, len(table.classes), seed=seed)
+    at_start = outputs(start, student.encoder.encode(table), len(table)).double().numpy()
+    return 0.5 * np.abs(softmax(at_start, axis=1) - softmax(table.logits, axis=1)).sum(axis=1)
 
 
 def _wide_net(split: Parts, seed: int, settings: Mapping[str, Any], folder: Path) -> dict[str, np.ndarray]:
@@ -154,7 +192,7 @@ def _fine_tuned(split: Parts, seed: int, settings: Mapping[str, Any], folder: Pa
     tokenizer.save_pretrained(folder / "model")
     length = settings["max_length"]
     return {
-        part: classifier_logits(folder / "model", table.inputs, max_length=length)
+        part: classifier_logits(folder / "model", list(map(str, table.inputs)), max_length=length)
         for part, table in zip(PARTS, split, strict=True)
     }
 
@@ -195,6 +233,7 @@ class _SentenceFeed:
         for place, row in enumerate(rows):
             tokens = torch.tensor(self.tokens[row])
             ids[place, : len(tokens)], mask[place, : len(tokens)] = tokens, 1
+        assert self.labels is not None
         labels = torch.as_tensor(self.labels[rows])
         yield {"input_ids": ids, "attention_mask": mask, "labels": labels, "counts": {"label": len(rows)}}
 

@@ -1,9 +1,9 @@
 """Checkpoints: written whole or not at all, checked by their digests, and refused by another run.
 
 A checkpoint is a folder ``step-00000100`` with the weights that change (``weights.safetensors``), the optimizer's state
-(``optimizer.pt``, tensors and numbers only), the history, and what the run is (``run.json``). ``seal.json`` has the digest of
-each file. There is no state of random numbers, schedules or data in it: those are functions of seed and step. Weights
-and optimizer state are those of the whole model, whatever the number of processes.
+(``optimizer.pt``, tensors and numbers only), the history, and what the run is (``run.json``). ``seal.json`` has the
+digest of each file. There is no state of random numbers, schedules or data in it: those are functions of seed and step.
+Weights and optimizer's state are of the whole model, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -61,9 +60,10 @@ class Checkpoints:
 
     def save(self, history: History) -> None:
         """Write a checkpoint, then drop the oldest, and those of an earlier run. All processes must call it."""
-        weights = full_weights(self.setup.inner, trained_only=True)
-        state = _full_state(self.setup.inner, self.setup.optimizer)
-        if self.setup.main:
+        main = self.setup.main
+        weights = full_weights(self.setup.inner, trained_only=True, here=main)
+        state = _full_state(self.setup.inner, self.setup.optimizer, here=main)
+        if main:
             path = self.folder / f"step-{len(history):08d}"
             with files.atomic_folder(path) as temporary:
                 save_file(weights, temporary / WEIGHTS)
@@ -77,7 +77,7 @@ class Checkpoints:
         every_process(None)  # nobody goes on, and perhaps ends, before it is written
 
     def open(self, resume: bool) -> History:
-        """Begin anew, or go on: load the newest checkpoint that is undamaged, if there is one, into model and optimizer.
+        """Begin anew, or go on from the newest checkpoint that is undamaged, if there is one.
 
         Raises
         ------
@@ -98,16 +98,19 @@ class Checkpoints:
         self._check_run(path)
         self.kept = [found for found in self._found() if found.name <= name][-self.keep :]
         load_weights(self.setup.inner, load_file(path / WEIGHTS))
-        _load_state(self.setup.inner, self.setup.optimizer, torch.load(path / OPTIMIZER, map_location="cpu"))
+        _load_state(
+            self.setup.inner, self.setup.optimizer, torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
+        )
         return History.from_dict(files.read_json(path / HISTORY))
 
     def _refuse_unfinished(self) -> None:
         """Raise where an unfinished run would be overwritten; one that is finished may be."""
         for path in reversed(self._found()):
-            if _damage(path) is None and not files.read_json(path / HISTORY)["finished"]:
-                fix = "resume it, choose another folder, or delete this one"
-                raise InputError(f"holds an unfinished run ({path.name})", where=str(self.folder), fix=fix)
-            return
+            if _damage(path) is None:
+                if not files.read_json(path / HISTORY)["finished"]:
+                    fix = "resume it, choose another folder, or delete this one"
+                    raise InputError(f"holds an unfinished run ({path.name})", where=str(self.folder), fix=fix)
+                return
 
     def _found(self) -> list[Path]:
         return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
@@ -120,7 +123,7 @@ class Checkpoints:
             if damage is None:
                 return path.name
             text = f"{path}: the checkpoint is damaged ({damage}); the one before it is used instead"
-            warnings.warn(text, SanovWarning, stacklevel=5)
+            warnings.warn(text, SanovWarning, stacklevel=4)
         if found:
             fix = "delete the folder to begin anew"
             raise InputError("every checkpoint is damaged", where=str(self.folder), fix=fix)
@@ -160,7 +163,7 @@ def _damage(path: Path) -> str | None:
 # -- weights and optimizer state of the whole model -------------------------------------------------------------------
 
 
-def full_weights(model: nn.Module, *, trained_only: bool = False) -> dict[str, Tensor]:
+def full_weights(model: nn.Module, *, trained_only: bool = False, here: bool = True) -> dict[str, Tensor]:
     """Copy the weights and buffers to the CPU, whole also where they are sharded. All processes must call it.
 
     Parameters
@@ -169,10 +172,13 @@ def full_weights(model: nn.Module, *, trained_only: bool = False) -> dict[str, T
         As it was given to `train`.
     trained_only
         Leave out the weights that ask for no gradient.
+    here
+        Whether this process wants them; one that does not helps the others and gets nothing.
     """
     frozen = {name for name, weight in _weights(model) if not weight.requires_grad} if trained_only else set()
     state = {name: values for name, values in model.state_dict().items() if name not in frozen}
-    return {name: whole(values).detach().cpu().clone().contiguous() for name, values in state.items()}
+    gathered = ((name, whole(values)) for name, values in state.items())
+    return {name: _copy(values).contiguous() for name, values in gathered if here}
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor]) -> None:
@@ -205,18 +211,21 @@ def _names(model: nn.Module, optimizer: Optimizer) -> list[tuple[str, Tensor]]:
     return [(names[id(weight)], weight) for weight in weights]
 
 
-def _full_state(model: nn.Module, optimizer: Optimizer) -> dict[str, Any]:
+def _full_state(model: nn.Module, optimizer: Optimizer, *, here: bool) -> dict[str, Any]:
     """Return the optimizer's state by the names of the weights."""
     tree = optimizer.state_dict()
     names = [name for name, _ in _names(model, optimizer)]
-    state = {
-        names[place]: {key: _copied(value) for key, value in values.items()} for place, values in tree["state"].items()
-    }
+    state: dict[str, dict[str, Any]] = {name: {} for name in names}
+    for place, values in tree["state"].items():
+        for key, value in values.items():
+            found = whole(value) if isinstance(value, Tensor) else value
+            if here:
+                state[names[place]][key] = _copy(found) if isinstance(found, Tensor) else found
     return {"state": state, "names": names, "param_groups": tree["param_groups"]}
 
 
-def _copied(value: Any) -> Any:
-    return whole(value).detach().cpu().clone() if isinstance(value, Tensor) else value
+def _copy(tensor: Tensor) -> Tensor:
+    return tensor.detach().to("cpu", copy=True)
 
 
 def _load_state(model: nn.Module, optimizer: Optimizer, tree: Mapping[str, Any]) -> None:
@@ -228,7 +237,7 @@ def _load_state(model: nn.Module, optimizer: Optimizer, tree: Mapping[str, Any])
     state = {
         place: {key: _like(value, weight) for key, value in tree["state"][name].items()}
         for place, (name, weight) in enumerate(weights)
-        if name in tree["state"]
+        if tree["state"][name]
     }
     optimizer.load_state_dict({"state": state, "param_groups": tree["param_groups"]})
 

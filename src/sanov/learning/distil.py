@@ -129,7 +129,7 @@ def fit(
             parameters, lr=training.learning_rate, weight_decay=training.weight_decay
         ),
         steps=feed.steps,
-        schedule=...,
+        schedule=training.factor(feed.steps),
         clip_norm=training.clip_norm,
         whole_batch=tuple(component.name for component in active if component.whole_batch or component.balance > 0),
         evaluate=judge if judge.looks else None,
@@ -140,7 +140,9 @@ def fit(
         seed=seed,
         parallel=training.parallel,
     )
-    found |= judge.restore(model, history.evaluations)
+    judge.restore(model)
+    if judge.best is not None:
+        found["best_step"] = judge.best.step
     fitted = Fitted(system, model, student, encoder, table.classes, config or {}, found, history.to_frame())
     if place is not None and _place()[0] == 0:
         fitted.save(place)

@@ -72,16 +72,17 @@ class Prepared:
     @contextmanager
     def adding(self, last: bool) -> Iterator[None]:
         """Run forward and backward pass of a micro-batch; gradients are added over processes with the last one only."""
+        model: Any = self.model
         if last or self.processes == 1:
             yield
-        elif hasattr(self.model, "set_requires_gradient_sync"):  # FSDP2
-            self.model.set_requires_gradient_sync(False)
+        elif hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+            model.set_requires_gradient_sync(False)
             try:
                 yield
             finally:
-                self.model.set_requires_gradient_sync(True)
+                model.set_requires_gradient_sync(True)
         else:
-            with self.model.no_sync():  # type: ignore[operator]
+            with model.no_sync():
                 yield
 
     def moved(self, batch: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -127,8 +128,8 @@ def prepared(
     optimizer
         Makes the optimizer of the weights that ask for a gradient.
     parallel
-        ``"auto"`` does what the launcher said, by default DDP; ``"fsdp"`` shards weights, gradients and optimizer state.
-        With one process there is nothing to divide.
+        ``"auto"`` does what the launcher said, by default DDP; ``"fsdp"`` divides weights, gradients and optimizer
+        state. With one process there is nothing to divide.
     trackers
         Names that Accelerate knows (``"tensorboard"``, ``"wandb"`` ...), or trackers of its kind.
     folder

@@ -1,25 +1,24 @@
 """The only training loop.
 
-It knows no method: a method gives it batches as a function of the step, and named sums over their rows. Splitting a step
-into micro-batches or over processes changes nothing for components that are sums over rows::
+It knows no method: a method gives it batches as a function of the step, and named sums over their rows. Splitting a
+step into micro-batches or over processes changes nothing for components that are sums over rows::
 
     objective = sum_c weight_c * (sum over micro-batches and processes of sum_c) / (the same sum of counts_c)
 
-Counts are known before the forward pass, so that they are added up before the first gradient is taken. Everything random
-inside a step follows from (seed, step, process), a schedule is a function of the step and batches are a function of seed,
-step and weights: a run that was killed and resumed is bit for bit the run that was not.
+Counts are known before the forward pass, so that they are added up before the first gradient is taken. Everything
+random inside a step follows from (seed, step, process), a schedule is a function of the step, and batches are one of
+seed, step and weights: a run that was killed and resumed is bit for bit the run that was not.
 """
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sanov.core.errors import InputError, SanovWarning
 from sanov.core.files import digest
@@ -32,6 +31,7 @@ from sanov.learning.parallel import MakeOptimizer, Parallel, Prepared, prepared
 from sanov.learning.processes import every_process, gathered, place
 from sanov.learning.randomness import kept_random_states, seed_step
 from sanov.learning.schedules import Kind, schedule
+from sanov.learning.steps import Batch, Loss, Objective, Whole
 
 __all__ = [
     "Batch",
@@ -47,12 +47,6 @@ __all__ = [
     "shuffled",
     "train",
 ]
-
-Batch = Mapping[str, Any]
-Weight = float | Callable[[int], float]
-Sums = Mapping[str, tuple[Tensor, Weight]]
-Loss = Callable[[nn.Module, Batch], Sums]
-Whole = Literal["own", "gathered"]
 
 
 class Training(Options):
@@ -106,12 +100,12 @@ def train(
     Parameters
     ----------
     model
-        In training mode from the first step on. With several processes it begins with the weights of the first.
+        Put into training mode. Several processes begin with the weights of the first.
     batches
-        ``batches(step, model)`` returns the micro-batches of this process for a step, which counts from 0: a function of
-        seed, step and weights alone. Every process has as many as the others (`micro_batches` sees to it). Each is a
-        mapping with tensors, which are moved to the device, and ``counts``: per component, what its sum will be
-        divided by. The model is the caller's.
+        ``batches(step, model)`` returns the micro-batches of this process for a step, which counts from 0: a function
+        of seed, step and weights alone. Every process has as many as the others (`micro_batches` sees to it). Each is a
+        mapping with tensors, which are moved to the device, and ``counts``: per component, what its sum will be divided
+        by, once it is added over micro-batches and processes. The model is the caller's.
     loss
         ``loss(model, batch)`` returns per component ``(sum, weight)``: a sum over the micro-batch (a tensor of one
         number), never a mean, and a number or a function of the step. The model may be a wrapper: call it.
@@ -148,11 +142,11 @@ def train(
         Of everything random inside a step: the generators of Python, NumPy and torch are set from (seed, step, process)
         when it begins. Afterwards they are what they were before.
     parallel
-        ``"auto"`` does what the launcher (``torchrun``, ``accelerate launch``) says, ``"fsdp"`` divides the weights over
-        processes also on CPUs; they then stay divided, and `full_weights` puts them together.
+        ``"auto"`` does what the launcher (``torchrun``, ``accelerate launch``) says; ``"fsdp"`` divides the weights
+        over the processes, also on CPUs: they stay divided, and `full_weights` puts them together.
     trackers
-        Names that Accelerate knows, such as ``"tensorboard"``, or trackers of its kind. Mixed precision is the launcher's
-        or that of an ``accelerate.Accelerator`` which the caller made.
+        Names that Accelerate knows, such as ``"tensorboard"``, or trackers of its kind. Mixed precision is the
+        launcher's, or that of an ``accelerate.Accelerator`` which the caller made.
 
     Returns
     -------
@@ -172,24 +166,26 @@ def train(
         kept_random_states(setup.device),
         quiet(not setup.main),
     ):
-        modes = _modes(whole_batch, setup)
+        objective = Objective(loss, _modes(whole_batch, setup))
         store = None if folder is None else Checkpoints(folder, keep, _run(setup, seed, steps, clip_norm), setup)
         history = History() if store is None else store.open(resume)
+        objective.names = tuple(history.losses)
         for step in track(range(len(history), 0 if history.finished else steps), "training"):
             seed_step(seed, step, setup.process, setup.device)
             setup.set_rate(1.0 if schedule is None else schedule(step))
-            update = _update(setup, list(batches(step, setup.inner)), loss, step, clip_norm, modes, history)
-            metrics = history.append(*update)
+            micro = list(batches(step, setup.inner))
+            metrics = history.append(*objective.update(setup, micro, step, clip_norm))
             done = step + 1
             if evaluate is not None and _due(done, steps, evaluate_every):
                 history.evaluations[done] = _evaluated(evaluate, setup.inner, done)
                 metrics |= history.evaluations[done]
-            stop = any([callback(done, metrics) is True for callback in callbacks])
-            history.finished = stop or done == steps
-            setup.accelerator.log(metrics, step=done)
+            stops = [callback(done, metrics) is True for callback in callbacks]
+            history.finished = done == steps or any(stops)
+            if trackers:
+                setup.accelerator.log(metrics, step=done)
             if store is not None and (history.finished or _due(done, steps, checkpoint_every)):
                 store.save(history)
-            if stop:
+            if history.finished:
                 break
     return history
 
@@ -243,111 +239,3 @@ def _evaluated(
     for module, mode in modes:
         module.training = mode
     return every_process(found)[0]
-
-
-# -- one step ---------------------------------------------------------------------------------------------------------
-
-
-def _update(
-    setup: Prepared,
-    micro: Sequence[Batch],
-    loss: Loss,
-    step: int,
-    clip_norm: float | None,
-    modes: Mapping[str, Whole],
-    history: History,
-) -> tuple[dict[str, float], float, float]:
-    """Update the weights once; return the components' means, the objective and the norm of its gradient."""
-    counts = _counted(micro, step, modes, history)
-    values, weights = [], []
-    for number, batch in enumerate(micro, start=1):
-        with setup.adding(last=number == len(micro)):
-            sums = _checked(loss(setup.model, setup.moved(batch)), counts, step)
-            own = [weight(step) if callable(weight) else weight for _, weight in sums.values()]
-            scale = [weight * setup.processes / (counts[name] or 1) for name, weight in zip(sums, own, strict=True)]
-            terms = [value * factor for (value, _), factor in zip(sums.values(), scale, strict=True)]
-            setup.accelerator.backward(sum(terms[1:], terms[0]))
-        values.append(torch.stack([value.detach() for value, _ in sums.values()]))
-        weights.append(own)
-    norm = setup.clip(clip_norm)
-    found = _added(list(counts), torch.stack(values).tolist(), weights, modes)
-    losses, total = _means(found, counts, step)
-    if not math.isfinite(norm) and setup.accelerator.scaler is None:
-        raise _not_finite(f"the norm of the gradient is {norm}", step)
-    setup.step()
-    setup.optimizer.zero_grad()
-    return losses, total, norm
-
-
-def _counted(micro: Sequence[Batch], step: int, modes: Mapping[str, Whole], history: History) -> dict[str, float]:
-    """Return the counts over micro-batches and processes, after checks that come out the same on every process."""
-    own: dict[str, float] = {}
-    for batch in micro:
-        for name, count in batch["counts"].items():
-            own[name] = own.get(name, 0) + count
-    found = every_process((len(micro), own))
-    lengths, counts = zip(*found, strict=True)
-    where = f"step {step + 1}"
-    if min(lengths) != max(lengths) or max(lengths) == 0:
-        fix = "use larger batches, or divide rows by `micro_batches`"
-        numbers = ", ".join(map(str, lengths))
-        raise InputError(f"the processes have {numbers} micro-batches", where=where, expected="equally many", fix=fix)
-    for name in modes:
-        if lengths[0] > 1 and name in own:
-            fix = "take the batch at once (micro_batch=0) or make it smaller"
-            raise InputError(f"{name!r} is no sum over rows, and the batch is split", where=where, fix=fix)
-    names = history.losses or counts[0]
-    for other in counts:
-        if set(other) != set(names):
-            raise InputError(f"the components are {_list(other)}", where=where, expected=f"{_list(names)}, as before")
-    return {name: sum(other[name] for other in counts) for name in names}
-
-
-def _list(names: Iterable[str]) -> str:
-    return ", ".join(sorted(names)) or "none"
-
-
-def _checked(sums: Sums, counts: Mapping[str, float], step: int) -> Sums:
-    """Return the sums in the order of the counts."""
-    if set(sums) != set(counts):
-        where = f"step {step + 1}"
-        raise InputError(f"the loss has {_list(sums)}", where=where, expected=f"what is counted: {_list(counts)}")
-    for name, (value, _) in sums.items():
-        if value.ndim > 0:
-            found = f"{name!r} is a tensor of shape {tuple(value.shape)}"
-            raise InputError(found, where="the loss", expected="a sum over rows: one number")
-    return {name: sums[name] for name in counts}
-
-
-def _added(
-    names: Sequence[str], values: list[list[float]], weights: list[list[float]], modes: Mapping[str, Whole]
-) -> dict[str, tuple[float, float]]:
-    """Add the sums, and the sums times their weights, over micro-batches and processes."""
-    own = [
-        (sum(column), sum(value * weight for value, weight in zip(column, row, strict=True)))
-        for column, row in zip(zip(*values, strict=True), zip(*weights, strict=True), strict=True)
-    ]
-    everyone = every_process(own)
-    found = {}
-    for name, pairs in zip(names, zip(*everyone, strict=True), strict=True):
-        share = len(pairs) if modes.get(name) == "gathered" else 1  # each process has the value for all rows
-        found[name] = (sum(value for value, _ in pairs) / share, sum(weighted for _, weighted in pairs) / share)
-    return found
-
-
-def _means(
-    found: Mapping[str, tuple[float, float]], counts: Mapping[str, float], step: int
-) -> tuple[dict[str, float], float]:
-    """Divide the sums by their counts, and refuse what is not finite."""
-    for name, (value, weighted) in found.items():
-        if not (math.isfinite(value) and math.isfinite(weighted)):
-            raise _not_finite(f"the loss of {name!r} is {value}, times its weight {weighted}", step)
-        if counts[name] == 0 and value != 0:
-            raise InputError(f"{name!r} counts nothing, but its sum is {value}", where=f"step {step + 1}")
-    losses = {name: value / counts[name] if counts[name] else math.nan for name, (value, _) in found.items()}
-    return losses, sum(weighted / (counts[name] or 1) for name, (_, weighted) in found.items())
-
-
-def _not_finite(found: str, step: int) -> InputError:
-    fix = "lower the learning rate, clip the gradient (clip_norm), or look for extreme inputs"
-    return InputError(found, where=f"step {step + 1}", expected="a finite number", fix=fix)

@@ -43,7 +43,6 @@ from sanov.systems.pn.planning import Target
 from sanov.systems.pn.reading import Data, Outcome, read
 from sanov.systems.pn.results import read_results
 from sanov.systems.pn.riley import MinimumSize, minimum_size
-from sanov.systems.pn.sample import Sample
 
 __all__ = ["Config", "Data", "apply", "from_results", "read"]
 
@@ -51,7 +50,7 @@ LONGEST_PATH = 150  # statistics up to which the compression path is a matter of
 
 
 def apply(data: Data, config: Config, *, fitted: None = None, seed: int = 0) -> Answer:
-    """Say whether the rows suffice, how many more are needed, how many parameters they carry, and if the model is wrong.
+    """Say whether the rows suffice, how many are missing, how many parameters they carry, and where the model is wrong.
 
     Parameters
     ----------

@@ -32,6 +32,8 @@ from sanov.systems.pn.sample import Sample
 __all__ = ["Coefficients", "estimate"]
 
 OFTEN = 1e-3  # a probability of no MLE that is worth a sentence
+INFLATION = 0.02  # so is a bias of b of this share,
+NOISY = 0.02  # and a Monte Carlo error of the risk
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,7 +176,8 @@ def estimate(
     bootstrap
         Replicates; 0 makes none.
     draws
-        Draws for members that must be sampled; None is 50 per row, at most a million, never fewer than 10 per row.
+        Draws for members that must be sampled; None is 50 per row or 20 p^2, at most a million, and never fewer than
+        10 per row.
     rank_tolerance
         Relative cut of the eigenvalues that decides whether statistics depend on one another.
     confidence
@@ -236,7 +239,7 @@ def _collected(
         no_mle=no_mle,
         replicates=replicates,
         confidence=confidence,
-        warnings=sample.prepared.notes + frame.notes + _doubts(frame, found, no_mle),
+        warnings=sample.prepared.notes + frame.notes + _doubts(frame, found, no_mle, errors),
         theta=None if member is None else member.theta,
         frame=frame,
         found=found,
@@ -253,19 +256,22 @@ def _log_likelihood(frame: Frame) -> float | None:
     return float(frame.sample.rows * (frame.member.theta @ frame.centre - frame.member.log_partition + base))
 
 
-def _doubts(frame: Frame, found: Order, no_mle: float | None) -> tuple[str, ...]:
+def _doubts(frame: Frame, found: Order, no_mle: float | None, errors: tuple[float, float]) -> tuple[str, ...]:
     n, p, a, b = frame.sample.rows, len(frame.kept), found.expansion.a, found.expansion.b
     said = []
     if frame.order == 2 and frame.method != "closed_form" and p * p > n:
         said.append(
             f"p^2 = {p * p} exceeds n = {n:g}: the second-order term is mostly noise; use method=closed_form or order=1"
         )
+    elif frame.order == 2 and frame.method == "simple" and p**3 / n > INFLATION * abs(b):
+        said.append(
+            f"the sample's own third moments are off by an amount of order p^3/n = {p**3 / n:.3g}, which the interval of "
+            f"b = {b:.4g} does not show; method=sandwich or closed_form is free of it"
+        )
     if abs(b) / n > a / 2:
-        said.append(
-            f"|b|/n = {abs(b) / n:.3g} exceeds a/2 = {a / 2:.3g}: n is too small for the expansion to be relied on"
-        )
+        said.append(f"|b|/n = {abs(b) / n:.3g} exceeds a/2 = {a / 2:.3g}: n is too small for the expansion")
     if no_mle is not None and no_mle > OFTEN:
-        said.append(
-            f"with probability up to {no_mle:.2g} another sample of this size has no MLE; the risk is that given one"
-        )
+        said.append(f"with probability up to {no_mle:.2g} a sample of this size has no MLE; the risk is that given one")
+    if errors[0] > NOISY * a or errors[1] > NOISY * a * n:
+        said.append(f"the draws leave standard errors of {errors[0]:.2g} on a and {errors[1]:.2g} on b: take more draws")
     return tuple(said)

@@ -7,7 +7,7 @@ from typing import Literal
 from sanov.core.options import Options, option
 from sanov.data.tabular import Table
 from sanov.families import Bound, Guarantee
-from sanov.systems.pn.coefficients import Method
+from sanov.systems.pn.expansion import Method
 
 __all__ = ["Config", "Map", "Riley"]
 

@@ -19,12 +19,24 @@ from sanov.systems.pn.sample import Sample, ThirdOrder
 from sanov.systems.pn.sampling import Drawing
 from sanov.systems.pn.statistics import dependent_columns
 
-__all__ = ["LARGEST", "METHODS", "Frame", "Method", "Order", "drawing_error", "frame_of", "order_one", "order_two", "terms_of"]
+__all__ = [
+    "LARGEST",
+    "METHODS",
+    "Frame",
+    "Method",
+    "Order",
+    "drawing_error",
+    "frame_of",
+    "order_one",
+    "order_two",
+    "terms_of",
+]
 
 Method = Literal["sandwich", "simple", "closed_form"]
 METHODS: tuple[Method, ...] = get_args(Method)
 LARGEST = 300  # statistics: a p^3 array then takes 216 MB, and half a dozen of them are needed
 DRAWS_PER_ROW, MOST_DRAWS, FEWEST_PER_ROW = 50, 1_000_000, 10
+DRAWS_PER_PAIR = 20  # per p^2: inverting the draws' covariance inflates a by about p^2 / (2 draws)
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,7 +159,8 @@ def frame_of(sample: Sample, method: Method, order: int, *, draws: int | None, t
 def _draws(sample: Sample, draws: int | None) -> int:
     fewest = int(FEWEST_PER_ROW * sample.rows)
     if draws is None:
-        return max(fewest, min(int(DRAWS_PER_ROW * sample.rows), MOST_DRAWS))
+        wanted = max(DRAWS_PER_ROW * sample.rows, DRAWS_PER_PAIR * sample.p**2)
+        return max(fewest, min(int(wanted), MOST_DRAWS))
     if draws < fewest:
         raise InputError(f"the value is {draws}", where="draws", expected=f"at least 10 per row, {fewest}")
     return draws

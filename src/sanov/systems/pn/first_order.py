@@ -11,7 +11,7 @@ from sanov.families import BOUNDS, coin_toss_equivalent
 from sanov.systems.pn.config import Config
 from sanov.systems.pn.figures import planner_figure, shares_figure
 from sanov.systems.pn.planning import Plan, Target, bounds_table, planner_curve
-from sanov.systems.pn.results import Regression
+from sanov.systems.pn.regression import Regression
 from sanov.systems.pn.wording import (
     bounds_line,
     certainty_line,

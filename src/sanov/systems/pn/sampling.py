@@ -34,7 +34,7 @@ LONGEST_STEP = 1.0  # of a Newton step, in standard deviations of the statistics
 LEAST_SHARE = 0.5  # effective share of the draws after weighting; below it they are drawn again
 REPEATS = 6
 ACCEPTED = 0.3  # share of proposals that a random walk should accept
-MIXED = 1.1  # largest ratio of standard deviations with and without the spread between chains
+MIXED, UNSETTLED = 1.1, 1.5  # ratios of standard deviations with and without the spread between chains
 BLOCK = 4096
 
 
@@ -261,6 +261,13 @@ def draw_member(
         table = _collect(sampler, states, theta, -(-drawing.draws // chains), rng)
         states = table[:, -1]
         draws = _solve(statistics, mean, theta, table)
+        if draws.mixing > UNSETTLED:
+            raise InputError(
+                f"the Markov chains do not settle (scale reduction {draws.mixing:.2f})",
+                where="family",
+                expected="statistics with which exp(theta . xi) can be normalised",
+                fix="add a statistic that bounds the tails, take more draws, or method=simple, which needs none",
+            )
         if 1 / np.square(draws.weights).sum() >= LEAST_SHARE * len(draws.weights):
             return draws
         theta = draws.theta

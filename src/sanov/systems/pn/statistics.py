@@ -218,15 +218,16 @@ def _signs(
     table: Float[ndarray, "rows columns"], columns: Sequence[str]
 ) -> tuple[Float[ndarray, "rows columns"], tuple[str, ...]]:
     """Code the two values of a column as -1 and 1; a column with more is cut at its median."""
-    coded, notes = np.empty_like(table), []
+    coded, cut_at = np.empty_like(table), []
     for place, name in enumerate(columns):
         values = np.unique(table[:, place])
         cut = values[0] if len(values) == 2 else np.median(table[:, place])
         cut = min(cut, values[-2])  # where more than half share the largest value, the median would leave one side bare
         coded[:, place] = np.where(table[:, place] > cut, 1.0, -1.0)
         if len(values) > 2:
-            notes.append(f"column '{name}' has {len(values)} values: cut into two, above {cut:g} or not")
-    return coded, tuple(notes)
+            cut_at.append(f"'{name}' {cut:g}")
+    said = f"columns with more than two values are cut into two, above the median or not: {', '.join(cut_at)}"
+    return coded, (said,) if cut_at else ()
 
 
 def cross(columns: Mapping[str, Sequence[Any]]) -> tuple[Float[ndarray, "rows 1"], list[str]]:

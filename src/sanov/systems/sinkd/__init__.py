@@ -32,7 +32,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Any, Literal
 
 from pydantic import model_validator
 from torch import Tensor
@@ -130,13 +130,13 @@ class Config(Options):
         return values
 
     @model_validator(mode="after")
-    def _consistent(self) -> Self:
+    def _consistent(self) -> Config:
         if self.transport.sort and (self.identity_penalty or self.transport.debiased):
             raise ValueError("transport.sort=true is for the plain cost: drop identity_penalty and transport.debiased")
         return self
 
     def solver(self) -> dict[str, Any]:
-        """The options of `sinkhorn_loss`."""
+        """Return the options of `sinkhorn_loss`."""
         own = {name: getattr(self, name) for name in ("epsilon", "iterations", "gradient", "identity_penalty")}
         fine = {name: getattr(self.transport, name) for name in ("tolerance", "p", "debiased", "sort")}
         return {**own, **fine, "temperature": self.transport_temperature}
@@ -158,8 +158,8 @@ def transport_component(config: Config, *, extra: str | None = None) -> Componen
     config
         The system's options.
     extra
-        Name of the table's extra array of logits to transport to; None takes the teacher's. With the teacher's outputs of
-        other rows it is the negative control of the method.
+        Name of the table's extra array of logits to transport to; None takes the teacher's. With the teacher's outputs
+        of other rows it is the negative control of the method.
     """
 
     def loss(student_logits: Tensor, rows: Rows) -> Tensor:
@@ -172,7 +172,7 @@ def transport_component(config: Config, *, extra: str | None = None) -> Componen
         return {"transport_cost": float(moved.value), "marginal_error": float(moved.marginal_error)}
 
     def _move(student_logits: Tensor, rows: Rows) -> tuple[Transported, float]:
-        """The transport, and this process's share of its rows: the loop adds over processes."""
+        """Return the transport, and this process's share of its rows: the loop adds over processes."""
         target = rows.teacher if extra is None else rows.extras[extra]
         own = len(student_logits)
         if config.transport.gather:
