@@ -3,6 +3,7 @@
 import itertools
 import math
 
+import numpy as np
 import torch
 from scipy.optimize import linear_sum_assignment
 
@@ -127,3 +128,48 @@ def central_differences(function, point, step=1e-5):
         shift = shift.view_as(point)
         gradient.view(-1)[place] = (function(point + shift) - function(point - shift)) / (2 * step)
     return gradient
+
+
+# -- exponential families ----------------------------------------------------------------------------------------------
+
+
+def cumulant_tensors(states, probabilities):
+    """Mean, covariance, and all third and fourth cumulants of a distribution on listed states."""
+    mean = probabilities @ states
+    w = states - mean
+    second = np.einsum("s,si,sj->ij", probabilities, w, w)
+    third = np.einsum("s,si,sj,sk->ijk", probabilities, w, w, w)
+    fourth = np.einsum("s,si,sj,sk,sl->ijkl", probabilities, w, w, w, w)
+    pairings = ("ij,kl->ijkl", "ik,jl->ijkl", "il,jk->ijkl")
+    return mean, second, third, fourth - sum(np.einsum(pairing, second, second) for pairing in pairings)
+
+
+def risk_by_duality(second, third, fourth, covariance, skewness):
+    """a and b from the derivatives of the Legendre dual: sum over k of (k - 1)/k! phi_k[t^k], in any coordinates."""
+    inverse = np.linalg.inv(second)
+    up3 = np.einsum("abc,ia,jb,kc->ijk", third, inverse, inverse, inverse)
+    up4 = np.einsum("abcd,ia,jb,kc,ld->ijkl", fourth, inverse, inverse, inverse, inverse)
+    joined = np.einsum("ije,ef,fkl->ijkl", up3, second, up3)
+    dual4 = -up4 + joined + joined.transpose(0, 2, 1, 3) + joined.transpose(0, 3, 2, 1)
+    pairs = np.einsum("ij,kl->ijkl", covariance, covariance)
+    pairs = pairs + pairs.transpose(0, 2, 1, 3) + pairs.transpose(0, 3, 2, 1)
+    a = (inverse * covariance).sum() / 2
+    return a, -(up3 * skewness).sum() / 3 + (dual4 * pairs).sum() / 8
+
+
+def risk_of_design(statistics, weights, clusters, multipliers):
+    """a and b of the simple form for clusters that count `multipliers` times, with every tensor written out."""
+    _, place = np.unique(clusters, return_inverse=True)
+    counted = weights * multipliers[place]
+    total = counted.sum()
+    mean, second, third, fourth = cumulant_tensors(statistics, counted / total)
+    sums = np.zeros((place.max() + 1, statistics.shape[1]))
+    np.add.at(sums, place, weights[:, None] * (statistics - mean))
+    covariance = np.einsum("c,ci,cj->ij", multipliers, sums, sums) / total
+    skewness = np.einsum("c,ci,cj,ck->ijk", multipliers, sums, sums, sums) / total
+    return np.array(risk_by_duality(second, third, fourth, covariance, skewness))
+
+
+def skewness_by_pairs(white):
+    """T1 of whitened rows as the mean cubed inner product of all pairs."""
+    return ((white @ white.T) ** 3).sum() / len(white) ** 2

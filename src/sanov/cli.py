@@ -178,7 +178,6 @@ def reproduce(
 ) -> None:
     """Test a paper's claim against tuned baselines, with intervals and negative controls."""
     from sanov import claims
-
     from sanov.core.options import split
 
     rows = SYSTEMS if name == "all" else (find(name),)

@@ -31,13 +31,13 @@ def _chunks(rows: Float[ndarray, "rows p"]) -> Iterator[tuple[slice, Float[ndarr
 
 def _products(columns: Float[ndarray, "p chunk"], start: int, stop: int) -> Float[ndarray, "pairs chunk"]:
     """Products of each column of the tile with each column up to its end."""
-    return (columns[start:stop, None, :] * columns[None, :stop, :]).reshape(-1, columns.shape[1])
+    return np.asarray(columns[start:stop, None, :] * columns[None, :stop, :]).reshape(-1, columns.shape[1])
 
 
 def symmetric(tensor: Float[ndarray, "p p p"]) -> Float[ndarray, "p p p"]:
     """Average of a tensor over the six orders of its axes."""
     pairs = tensor + tensor.transpose(0, 2, 1)
-    return (pairs + pairs.transpose(1, 0, 2) + pairs.transpose(1, 2, 0)) / 6
+    return np.asarray(pairs + pairs.transpose(1, 0, 2) + pairs.transpose(1, 2, 0)) / 6
 
 
 class ThirdMoments:

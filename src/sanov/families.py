@@ -151,7 +151,7 @@ def whitening(covariance: Float[ndarray, "p p"], cut: float = RELATIVE_CUT) -> F
     scale = np.where(scale > 0, scale, 1.0)
     values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
     kept = values > cut * values.max()
-    return vectors[:, kept] / np.sqrt(values[kept]) / scale[:, None]
+    return np.asarray(vectors[:, kept] / np.sqrt(values[kept]) / scale[:, None])
 
 
 def risk_coefficients(statistics: Float[ndarray, "rows statistics"], cut: float = RELATIVE_CUT) -> tuple[float, float]:
@@ -263,7 +263,7 @@ def information_projection(
         step = _newton_step(covariance, gradient, scale)
         decrement = float(gradient @ step)
         if decrement < SOLVED:
-            return theta + step
+            return np.asarray(theta + step)
         size, value = 1.0, log_partition - float(theta @ mean)
         while True:
             trial = theta + size * step

@@ -29,10 +29,29 @@ def test_quadratic_part_has_mean_a_over_n(name):
 
 
 @pytest.mark.parametrize(
-    ("name", "first"), [("ising", 3.0), ("ising tilted", 3.14512), ("independence", 1.5), ("laplace", 1.75)]
+    ("name", "first", "second"),
+    [("ising", 3.0, 18.7658), ("ising tilted", 3.14512, 26.3361), ("independence", 1.5, 2.6413)],
 )
-def test_first_coefficients(name, first):
-    assert TRUTHS[name]().first == pytest.approx(first, abs=5e-6)
+def test_coefficients_of_spins(name, first, second):
+    """Computed once by another program from the same tensors."""
+    truth = TRUTHS[name]()
+    assert truth.first == pytest.approx(first, abs=5e-6)
+    assert truth.second == pytest.approx(second, abs=5e-5)
+
+
+@pytest.mark.parametrize("name", ["poisson", "multinomial", "laplace", "ising", "ising tilted", "independence"])
+def test_second_coefficient_is_what_simulation_leaves(name):
+    """n^2 (R - a/n) at two n, extrapolated to the infinite n."""
+    truth = TRUTHS[name]()
+    rng = np.random.default_rng(8)
+    sizes, found = (150, 600), []
+    for rows in sizes:
+        each = risk(truth, rows, 60_000, rng)
+        found.append(((each.mean - truth.first / rows) * rows**2, each.error * rows**2))
+    slope = (found[0][0] - found[1][0]) / (1 / sizes[0] - 1 / sizes[1])
+    limit = found[1][0] - slope / sizes[1]
+    error = np.hypot(found[1][1] * (1 + 1 / 3), found[0][1] / 3)
+    assert abs(limit - truth.second) < 4 * error
 
 
 def test_simulation_equals_drawing_rows_and_fitting():

@@ -7,9 +7,9 @@ import pytest
 
 pytest.importorskip("transformers", reason="the extra `language` is not installed")
 
-import tiny_bert
 import torch
 
+import tiny_bert
 from sanov.core.errors import InputError, SanovWarning
 from sanov.nets.foreign import classifier_classes, classifier_logits, load_classifier, new_classifier
 

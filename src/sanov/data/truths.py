@@ -17,6 +17,8 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import optimize, special, stats
 
+BATCH = 1000  # samples of a population whose counts are held at a time
+
 __all__ = ["TRUTHS", "Risk", "Truth", "population_truth", "risk", "sample_size"]
 
 Simulation = tuple[Float[ndarray, " replicates"], Float[ndarray, " replicates"]]  # D and its quadratic part
@@ -36,8 +38,8 @@ class Truth:
         Its number of free parameters p.
     inside
         Whether the family contains the truth.
-    first
-        The coefficient a of R(n) = a/n + ...
+    first, second
+        The coefficients of R(n) = a/n + b/n^2; `second` is None for a population.
     sample
         ``sample(rng, rows)``: rows of data.
     simulate
@@ -52,6 +54,7 @@ class Truth:
     parameters: int
     inside: bool
     first: float
+    second: float | None
     sample: Callable[[np.random.Generator, int], Float[ndarray, "rows columns"]]
     simulate: Callable[[np.random.Generator, int, int], Simulation]
     exact: Callable[[float], float] | None = None
@@ -102,7 +105,8 @@ def _gamma(shape: float) -> Truth:
         return float(special.digamma(n) - np.log(n) + 1 / (n - 1)) if n > 1 else np.inf
 
     name = "exponential" if shape == 1 else f"gamma {shape:g} under exponential"
-    return Truth(name, "exponential", 1, shape == 1, 1 / (2 * shape), sample, simulate, exact)
+    a, b = 1 / (2 * shape), 11 / (12 * shape**2)
+    return Truth(name, "exponential", 1, shape == 1, a, b, sample, simulate, exact)
 
 
 def _poisson(rate: float) -> Truth:
@@ -114,7 +118,7 @@ def _poisson(rate: float) -> Truth:
         mean = mean[mean > 0]
         return rate * np.log(rate / mean) + mean - rate, (mean - rate) ** 2 / (2 * rate)
 
-    return Truth("poisson", "poisson", 1, True, 0.5, sample, simulate)
+    return Truth("poisson", "poisson", 1, True, 0.5, 5 / (12 * rate), sample, simulate)
 
 
 def _multinomial(shares: Float[ndarray, " cells"]) -> Truth:
@@ -126,7 +130,9 @@ def _multinomial(shares: Float[ndarray, " cells"]) -> Truth:
         found = found[(found > 0).all(axis=1)]
         return (shares * np.log(shares / found)).sum(axis=1), ((found - shares) ** 2 / shares).sum(axis=1) / 2
 
-    return Truth("multinomial", "multinomial", len(shares) - 1, True, (len(shares) - 1) / 2, sample, simulate)
+    p = len(shares) - 1
+    second = (5 * float((1 / shares).sum()) - 6 * p - 5) / 12
+    return Truth("multinomial", "multinomial", p, True, p / 2, second, sample, simulate)
 
 
 # -- the normal family ------------------------------------------------------------------------------------------------
@@ -164,8 +170,9 @@ def _normal(dimension: int) -> Truth:
         degrees = special.digamma((rows - np.arange(1, d + 1)) / 2).sum()
         return float(degrees + d * np.log(2 / rows) + (rows + 1) * d / (rows - d - 2) - d) / 2
 
-    p = dimension * (dimension + 3) // 2
-    return Truth(f"normal, d={dimension}", "gaussian", p, True, p / 2, sample, simulate, exact)
+    d, p = dimension, dimension * (dimension + 3) // 2
+    second = (d * (d + 2) * (d + 3) - d * (d + 1) * (2 * d + 1) / 12 - d * (d + 1) / 2 - d / 3) / 2
+    return Truth(f"normal, d={d}", "gaussian", p, True, p / 2, second, sample, simulate, exact)
 
 
 def _laplace() -> Truth:
@@ -176,7 +183,7 @@ def _laplace() -> Truth:
         x = rng.laplace(0, np.sqrt(0.5), (replicates, rows))
         return _from_standard_normal(x.mean(axis=1)[:, None], x.var(axis=1)[:, None, None])
 
-    return Truth("laplace under normal", "gaussian", 2, False, 1.75, sample, simulate)
+    return Truth("laplace under normal", "gaussian", 2, False, 7 / 4, 197 / 24, sample, simulate)
 
 
 def population_truth(name: str, values: Float[ndarray, "rows columns"]) -> Truth:
@@ -200,12 +207,15 @@ def population_truth(name: str, values: Float[ndarray, "rows columns"]) -> Truth
         return values[rng.integers(size, size=rows)]
 
     def simulate(rng: np.random.Generator, rows: int, replicates: int) -> Simulation:
-        means = rng.multinomial(rows, np.full(size, 1 / size), replicates) @ moments / rows
+        even = np.full(size, 1 / size)
+        sizes = [min(BATCH, replicates - start) for start in range(0, replicates, BATCH)]
+        means = np.concatenate([rng.multinomial(rows, even, batch) @ moments / rows for batch in sizes])
         mean = means[:, :dimension]
         second = means[:, dimension:].reshape(-1, dimension, dimension)
         return _from_standard_normal(mean, second - mean[:, :, None] * mean[:, None, :])
 
-    return Truth(name, "gaussian", dimension * (dimension + 3) // 2, False, float(first), sample, simulate)
+    p = dimension * (dimension + 3) // 2
+    return Truth(name, "gaussian", p, False, float(first), None, sample, simulate)
 
 
 # -- three spins ------------------------------------------------------------------------------------------------------
@@ -222,7 +232,6 @@ def _spins(name: str, tilt: float, statistics: Float[ndarray, "states p"], *, in
     projection, _ = _moment_match(target[None], statistics, np.zeros(statistics.shape[1]))
     start = projection[0]
     information = np.cov(statistics.T, aweights=special.softmax(statistics @ start), ddof=0)
-    variance = np.cov(statistics.T, aweights=shares, ddof=0)
     normaliser = special.logsumexp(statistics @ start)
 
     def sample(rng: np.random.Generator, rows: int) -> Float[ndarray, "rows 3"]:
@@ -235,8 +244,38 @@ def _spins(name: str, tilt: float, statistics: Float[ndarray, "states p"], *, in
         divergence = special.logsumexp(fitted @ statistics.T, axis=1) - normaliser - (fitted - start) @ target
         return divergence, (shift * np.linalg.solve(information, shift.T).T).sum(axis=1) / 2
 
-    first = float(np.trace(np.linalg.solve(information, variance)) / 2)
-    return Truth(name, family, statistics.shape[1], inside, first, sample, simulate)
+    first, second = _coefficients(statistics, special.softmax(statistics @ start), shares)
+    return Truth(name, family, statistics.shape[1], inside, first, second, sample, simulate)
+
+
+def _coefficients(
+    statistics: Float[ndarray, "states p"], model: Float[ndarray, " states"], truth: Float[ndarray, " states"]
+) -> tuple[float, float]:
+    """Return a and b from full tensors of cumulants, the plain way: p^4 numbers are held.
+
+    Parameters
+    ----------
+    statistics
+        Of each state.
+    model, truth
+        Probabilities of the states under the projection and under the truth, with one mean of the statistics.
+    """
+    centred = statistics - model @ statistics
+    values, vectors = np.linalg.eigh((centred.T * model) @ centred)
+    white = centred @ (vectors / np.sqrt(values))
+    one = np.eye(white.shape[1])
+    third = np.einsum("s,si,sj,sk->ijk", model, white, white, white)
+    pairs = np.einsum("ij,kl->ijkl", one, one)
+    fourth = np.einsum("s,si,sj,sk,sl->ijkl", model, white, white, white, white, optimize=True)
+    fourth = fourth - pairs - pairs.transpose(0, 2, 1, 3) - pairs.transpose(0, 2, 3, 1)
+    v = (white.T * truth) @ white
+    skewness = np.einsum("s,si,sj,sk->ijk", truth, white, white, white)
+    bracket = (
+        -np.einsum("ijkl,ij,kl", fourth, v, v)
+        + np.einsum("ije,ekl,ij,kl", third, third, v, v, optimize=True)
+        + 2 * np.einsum("ike,ejl,ij,kl", third, third, v, v, optimize=True)
+    )
+    return float(np.trace(v) / 2), float(3 * bracket / 8 - (third * skewness).sum() / 3)
 
 
 def _moment_match(
@@ -275,6 +314,6 @@ TRUTHS: dict[str, Callable[[], Truth]] = {
     "ising": lambda: _spins("ising", 0.0, PAIRS, inside=True, family="ising"),
     "ising tilted": lambda: _spins("ising, tilted", TILT, PAIRS, inside=False, family="ising"),
     "independence": lambda: _spins(
-        "independence, on the tilted spins", TILT, SPINS, inside=False, family="sanov.experiments.pn:independence"
+        "independence, on the tilted spins", TILT, SPINS, inside=False, family="independence"
     ),
 }

@@ -18,7 +18,7 @@ import numpy as np
 
 from sanov.claims import Cell, Claim, Context, Preset
 from sanov.experiments import sinkd_data as source
-from sanov.experiments.sinkd_parts import DATA, figures, parts, verdict
+from sanov.experiments.sinkd_parts import figures, parts, verdict
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -8,7 +8,6 @@ follow from the seed alone, so that runs that differ in their components are pai
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from sanov.core.errors import InputError, require
+from sanov.learning.processes import joined
 
 __all__ = ["Parallel", "Prepared", "prepared"]
 
@@ -157,6 +158,7 @@ def prepared(
 
 
 def _accelerator(trackers: Sequence[Any], folder: Path | None) -> Any:
+    joined()
     accelerate = require("accelerate", "torch")
     utils = accelerate.utils
     known = set(utils.LoggerType.list())

@@ -2,26 +2,48 @@
 
 from __future__ import annotations
 
-from typing import TypeVar
+import os
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
 from jaxtyping import Shaped
 from torch import Tensor
 
-from sanov.core.errors import require
+from sanov.core.errors import InputError, require
 
-__all__ = ["every_process", "gathered", "place"]
+__all__ = ["every_process", "gathered", "joined", "place"]
 
 Value = TypeVar("Value")
 
 
-def place() -> tuple[int, int]:
-    """Return the number of this process and how many there are; (0, 1) unless a launcher started several.
+def joined() -> Any:
+    """Join the processes that ``torchrun`` or ``accelerate launch`` started, and return Accelerate's view of them.
 
-    The first call joins the processes that ``torchrun`` or ``accelerate launch`` started.
+    Raises
+    ------
+    InputError
+        Several processes were started, but there is no way for them to talk.
     """
-    state = require("accelerate", "torch").PartialState()
+    state = require("accelerate", "torch").PartialState
+    launched = int(os.environ.get("WORLD_SIZE", "1")) if "LOCAL_RANK" in os.environ else 1
+    device = torch.accelerator.current_accelerator()
+    # without this, each of several processes on a machine without GPUs would take itself for the only one
+    cpu = _flag("ACCELERATE_USE_CPU") or (launched > 1 and (device is None or device.type == "mps"))
+    found = state(cpu=cpu)
+    if launched > found.num_processes:
+        fix = "join them at the start of the script: sanov.learning.training.place()"
+        raise InputError(f"{launched} processes were started, but each is alone", where="the launcher", fix=fix)
+    return found
+
+
+def _flag(name: str) -> bool:
+    return os.environ.get(name, "").lower() in {"1", "true", "yes", "on", "y", "t"}
+
+
+def place() -> tuple[int, int]:
+    """Return the number of this process and how many there are; (0, 1) unless a launcher started several."""
+    state = joined()
     return state.process_index, state.num_processes
 
 

@@ -10,7 +10,6 @@ import zlib
 from collections.abc import Iterator, Sequence
 
 import numpy as np
-
 from jaxtyping import Float, Int, Int64
 from torch import Tensor, nn
 

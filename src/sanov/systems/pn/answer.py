@@ -1,4 +1,4 @@
-"""The answer for a table: enough rows or not, how many more, how many parameters they carry, and where the model fails."""
+"""The answer for a table: enough rows or not, how many more, how many parameters they carry, where the model fails."""
 
 from __future__ import annotations
 
@@ -35,8 +35,8 @@ __all__ = ["Findings", "table_answer"]
 
 UNLIKELY = 1e-6  # a probability of no MLE below this is not worth a sentence
 WHY_RILEY = (
-    "Riley asks that a regression of one outcome overfits little; pn asks that the joint distribution of all columns is "
-    "estimated closely."
+    "Riley asks that one regression overfits little; pn, that the joint distribution of all columns is estimated "
+    "closely."
 )
 WHY_EVENTS = (
     "Events per parameter is a rule of thumb: unlike the other two it does not know how strong the effects are."
@@ -217,7 +217,7 @@ def _notes(found: Findings) -> tuple[str, ...]:
 
 
 def _estimates(found: Findings) -> pl.DataFrame:
-    """The orders side by side: the method's own last."""
+    """Put the orders side by side, the method's own last."""
     coefficients, rows = found.coefficients, found.rows
     simple = Expansion(coefficients.a_simple, 0.0, 0.0)
     kinds = {"p/2": simple}

@@ -176,7 +176,7 @@ def estimate(
     bootstrap
         Replicates; 0 makes none.
     draws
-        Draws for members that must be sampled; None is 50 per row or 20 p^2, at most a million, and never fewer than
+        Draws for members that must be sampled; None is 50 per row or 10 p^2, at most a million, and never fewer than
         10 per row.
     rank_tolerance
         Relative cut of the eigenvalues that decides whether statistics depend on one another.
@@ -273,5 +273,7 @@ def _doubts(frame: Frame, found: Order, no_mle: float | None, errors: tuple[floa
     if no_mle is not None and no_mle > OFTEN:
         said.append(f"with probability up to {no_mle:.2g} a sample of this size has no MLE; the risk is that given one")
     if errors[0] > NOISY * a or errors[1] > NOISY * a * n:
-        said.append(f"the draws leave standard errors of {errors[0]:.2g} on a and {errors[1]:.2g} on b: take more draws")
+        said.append(
+            f"the draws leave standard errors of {errors[0]:.2g} on a and {errors[1]:.2g} on b: take more draws"
+        )
     return tuple(said)

@@ -108,14 +108,14 @@ class StateCumulants:
         for w, weights in self:
             moment += (w.T * (weights * _form(w, x))) @ w
         g = self.information()
-        return moment - g * np.vdot(g, x) - 2 * g @ x @ g
+        return np.asarray(moment - g * np.vdot(g, x) - 2 * g @ x @ g)
 
     def fourth_with(self, c: Float[ndarray, "p p p"]) -> Float[ndarray, " p"]:
         """sum_ijk Psi_ijke c_ijk: E[c(w, w, w) w] less its three pairings."""
         cubic, moment, g = CubicForm(c), np.zeros(self._size), self.information()
         for w, weights in self:
             moment += (weights * cubic(w)) @ w
-        return moment - 3 * g @ np.einsum("ij,ijk->k", g, c)
+        return np.asarray(moment - 3 * g @ np.einsum("ij,ijk->k", g, c))
 
     def fifth(self, x: Float[ndarray, "p p"]) -> Float[ndarray, " p"]:
         """sum_ijkl Psi_ijkle x_ij x_kl: E[(w'xw)^2 w] less its ten pairs with a triple."""
@@ -131,7 +131,7 @@ class StateCumulants:
 
 
 def _form(rows: Float[ndarray, "rows p"], matrix: Float[ndarray, "p p"]) -> Float[ndarray, " rows"]:
-    return np.einsum("ri,ri->r", rows @ matrix, rows)
+    return np.asarray(np.einsum("ri,ri->r", rows @ matrix, rows))
 
 
 @dataclass(frozen=True)

@@ -125,7 +125,7 @@ class Ising:
 
     def no_mle(self, mean: Float[ndarray, " p"], rows: float) -> float:
         """Union bound over the cells of one and of two spins that might stay empty."""
-        return min(1.0, sum((1 - share) ** rows for _, share in self._cells(mean)))
+        return min(1.0, float(sum((1 - share) ** rows for _, share in self._cells(mean))))
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,9 @@ class UserFamily:
 
             def gain(states: ndarray, column: int, theta: ndarray) -> ndarray:
                 other = _flipped(states, column, 1.0)
-                return (self.statistics(other) - self.statistics(states)) @ theta + base(other) - base(states)
+                return np.asarray(
+                    (self.statistics(other) - self.statistics(states)) @ theta + base(other) - base(states)
+                )
 
             sampler = Flips(gain, (0.0, 1.0))
             start = _start_by_flips(self.statistics, sampler, drawing.table, len(mean))
@@ -216,7 +218,7 @@ def _start_by_flips(
     statistics: Callable[[ndarray], ndarray], sampler: Flips, table: Float[ndarray, "rows columns"], p: int
 ) -> Float[ndarray, " p"]:
     def differences(rows: ndarray, column: int) -> ndarray:
-        return statistics(rows) - statistics(_flipped(rows, column, sampler.total))
+        return np.asarray(statistics(rows) - statistics(_flipped(rows, column, sampler.total)))
 
     return pseudo_likelihood(sampler.gain, differences, table, p)
 
@@ -229,7 +231,7 @@ def _drawn(
     drawing: Drawing,
 ) -> Member:
     draws = draw_member(statistics, mean, sampler, start, drawing)
-    notes = ()
+    notes: tuple[str, ...] = ()
     if draws.mixing > MIXED:
         notes = (f"the Markov chains have not mixed (scale reduction {draws.mixing:.2f}): take more draws",)
     cumulants = StateCumulants(lambda: draws.blocks(statistics), mean)

@@ -36,7 +36,7 @@ Method = Literal["sandwich", "simple", "closed_form"]
 METHODS: tuple[Method, ...] = get_args(Method)
 LARGEST = 300  # statistics: a p^3 array then takes 216 MB, and half a dozen of them are needed
 DRAWS_PER_ROW, MOST_DRAWS, FEWEST_PER_ROW = 50, 1_000_000, 10
-DRAWS_PER_PAIR = 20  # per p^2: inverting the draws' covariance inflates a by about p^2 / (2 draws)
+DRAWS_PER_PAIR = 10  # per p^2: inverting the draws' covariance inflates a by about p^2 / (2 draws)
 
 
 @dataclass(frozen=True, eq=False)
@@ -137,23 +137,35 @@ def frame_of(sample: Sample, method: Method, order: int, *, draws: int | None, t
     centre = sample.mean()
     rows, units = sample.covariances(centre)
     dropped = [] if short else dependent_columns(rows, tolerance)
-    dependent = tuple(sample.prepared.names[place] for place in dropped)
-    listed = ", ".join(f"'{name}'" for name in dependent)
     if method == "simple":
-        kept = [place for place in range(sample.p) if place not in dropped]
-        matrix = np.zeros((sample.p, len(kept)))
-        matrix[kept] = np.eye(sample.p) if short else _closest_whitening(rows[np.ix_(kept, kept)])
-        v = np.eye(len(kept)) if sample.plain else matrix.T @ units @ matrix
-        said = f"p reduced from {sample.p} to {len(kept)}: linear functions of the other statistics: {listed}"
-        notes = (said,) if dropped else ()
-        return Frame(sample, method, order, centre, kept, dependent, matrix, v, None, None, notes)
+        return _sample_frame(sample, order, centre, rows, units, dropped, short)
     member = sample.prepared.model.project(centre, Drawing(sample.table, _draws(sample, draws), seed))
     matrix = _closest_whitening(member.cumulants.information())
+    dependent, listed = _named(sample, dropped)
     notes = member.notes
     if dropped:
         notes += (f"in these data these statistics are linear functions of the others: {listed}",)
     cumulants, v = member.cumulants.transformed(matrix), matrix.T @ units @ matrix
     return Frame(sample, method, order, centre, list(range(sample.p)), dependent, matrix, v, member, cumulants, notes)
+
+
+def _sample_frame(
+    sample: Sample, order: int, centre: ndarray, rows: ndarray, units: ndarray, dropped: list[int], short: bool
+) -> Frame:
+    """Whiten by the covariance of the rows, without the statistics that depend on others."""
+    kept = [place for place in range(sample.p) if place not in dropped]
+    matrix = np.zeros((sample.p, len(kept)))
+    matrix[kept] = np.eye(sample.p) if short else _closest_whitening(rows[np.ix_(kept, kept)])
+    v = np.eye(len(kept)) if sample.plain else matrix.T @ units @ matrix
+    dependent, listed = _named(sample, dropped)
+    said = f"p reduced from {sample.p} to {len(kept)}: linear functions of the other statistics: {listed}"
+    notes = (said,) if dropped else ()
+    return Frame(sample, "simple", order, centre, kept, dependent, matrix, v, None, None, notes)
+
+
+def _named(sample: Sample, dropped: list[int]) -> tuple[tuple[str, ...], str]:
+    names = tuple(sample.prepared.names[place] for place in dropped)
+    return names, ", ".join(f"'{name}'" for name in names)
 
 
 def _draws(sample: Sample, draws: int | None) -> int:
@@ -173,11 +185,11 @@ def _closest_whitening(covariance: Float[ndarray, "p p"]) -> Float[ndarray, "p p
     return np.asarray((vectors / np.sqrt(values)) @ vectors.T / scale[:, None])
 
 
-# -- the two orders -----------------------------------------------------------------------------------------------------
+# -- the two orders ---------------------------------------------------------------------------------------------------
 
 
 def order_one(frame: Frame) -> Order:
-    """A alone: p^2 numbers suffice."""
+    """Compute a alone: p^2 numbers suffice."""
     p = len(frame.kept)
     if frame.method == "closed_form":
         return Order(Expansion(p / 2, 0.0, 0.0))
@@ -186,7 +198,7 @@ def order_one(frame: Frame) -> Order:
 
 
 def order_two(frame: Frame) -> Order:
-    """A and b.
+    """Compute a and b.
 
     Raises
     ------
@@ -195,9 +207,9 @@ def order_two(frame: Frame) -> Order:
     """
     p = len(frame.kept)
     member = frame.member
-    if frame.method == "closed_form" and member is not None and member.invariants is not None:
-        if member.same_for_all or p > LARGEST:
-            return Order(well_specified(p, *member.invariants), member.invariants)
+    invariants = None if member is None or frame.method != "closed_form" else member.invariants
+    if member is not None and invariants is not None and (member.same_for_all or p > LARGEST):
+        return Order(well_specified(p, *invariants), invariants)
     if p > LARGEST:
         raise InputError(
             f"p={p}", where="order=2", expected=f"at most {LARGEST} statistics", fix="reduce p or use first order"
@@ -239,7 +251,7 @@ def _sample_kurtosis(frame: Frame) -> float:
     return total / frame.sample.rows - p * (p + 2)
 
 
-# -- terms per unit -----------------------------------------------------------------------------------------------------
+# -- terms per unit ---------------------------------------------------------------------------------------------------
 
 
 def terms_of(frame: Frame, order: Order) -> tuple[Float[ndarray, "units 2"], Float[ndarray, " units"]]:
@@ -254,10 +266,11 @@ def terms_of(frame: Frame, order: Order) -> tuple[Float[ndarray, "units 2"], Flo
     """
     law, unit = _law_term(frame, order), _unit_term(frame, order)
     if law is not None and unit is not None and frame.sample.plain:
-        law, unit = None, law + unit  # the cubic forms are then of the same rows: one is half the work
+        unit = unit + law  # the cubic forms are then of the same rows: one is half the work
+        law = None
     terms, copies, masses = [], [], []
-    for block in frame.sample.units_of(frame.centre, frame.matrix):
-        value = np.zeros((len(block.sums), 2)) if unit is None else unit(block.sums)
+    for block in frame.sample.units_of(frame.centre, frame.matrix, "terms of the bootstrap"):
+        value: ndarray = np.zeros((len(block.sums), 2)) if unit is None else unit(block.sums)
         if law is not None:
             rows = law(block.rows)
             value = value + np.stack([block.gathered(rows[:, 0]), block.gathered(rows[:, 1])], axis=1)
@@ -270,14 +283,14 @@ def terms_of(frame: Frame, order: Order) -> tuple[Float[ndarray, "units 2"], Flo
 
 
 def _law_term(frame: Frame, order: Order) -> Term | None:
-    """What a row does where the sample's own cumulants stand for the model's."""
+    """Return what a row does where the sample's own cumulants stand for the model's."""
     if frame.member is not None or (frame.order == 1 and frame.sample.plain):
         return None
     return Term.of_law(order.found) if order.found is not None else Term.of_law_first(frame.v)
 
 
 def _unit_term(frame: Frame, order: Order) -> Term | None:
-    """What a unit does through V and K, and through the estimate."""
+    """Return what a unit does through V and K, and through the estimate."""
     if frame.order == 1:
         if frame.method == "closed_form" or (frame.method == "simple" and frame.sample.plain):
             return None
@@ -293,7 +306,7 @@ def _unit_term(frame: Frame, order: Order) -> Term | None:
 
 
 def _gradients(frame: Frame, order: Order) -> tuple[Float[ndarray, " p"], Float[ndarray, " p"]]:
-    """Derivatives of a and of b by the natural parameter."""
+    """Differentiate a and b by the natural parameter."""
     p, moves_data = len(frame.kept), frame.method == "closed_form"
     by_a = np.zeros(p) if order.trace is None or moves_data else -order.trace / 2
     if order.found is None or order.third is None or frame.cumulants is None:

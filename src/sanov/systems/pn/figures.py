@@ -34,7 +34,8 @@ def planner_figure(curve: pl.DataFrame, limit: float, rows: float | None, requir
     layers: list[Spec] = []
     if "low" in curve.columns:
         tips += [_tip("low", "from", form=".4g"), _tip("high", "to", form=".4g")]
-        curve = curve.with_columns(pl.col("low").clip(lower_bound=curve["risk"].abs().min() / 10))
+        floor = float(curve["risk"].abs().to_numpy().min()) / 10  # the axis is logarithmic
+        curve = curve.with_columns(pl.col("low").clip(lower_bound=floor))
         band = {"x": x, "y": {**y, "field": "low"}, "y2": {"field": "high"}}
         layers.append({"mark": {"type": "area", "opacity": 0.25}, "encoding": band})
     layers.append({"mark": {"type": "line", "strokeWidth": 2}, "encoding": {"x": x, "y": y}})

@@ -72,7 +72,7 @@ def planning_answer(parameters: int, config: Config) -> Answer:
         },
         tables=tables,
         figures={"Risk by number of rows": planner_figure(curve, plan.limit, None, required)},
-        notes=("first order: p / (2n). With a table the second order and the fit of the model are taken into account",),
+        notes=("first order, p / (2n); a table brings in the second order and the fit of the model",),
         lines=lines_of(parts),
     )
 

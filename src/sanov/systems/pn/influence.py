@@ -136,7 +136,7 @@ class Term:
             values[:, 1] += self._cubic(rows)
         if self.square_of is not None:
             values[:, 1] -= 0.375 * np.einsum("ri,ri->r", rows @ self.square_of, rows) ** 2
-        return values
+        return np.asarray(values)
 
     def __add__(self, other: Term) -> Term:
         """Add two terms, of which at most one holds a square."""

@@ -103,6 +103,7 @@ def pair_names(columns: Sequence[str], *, squares: bool) -> tuple[str, ...]:
 
 
 def with_products(table: Float[ndarray, "rows d"], offset: int) -> Float[ndarray, "rows p"]:
+    """Append the products of two columns: of each with itself too (offset 0), or of different ones (offset 1)."""
     i, j = np.triu_indices(table.shape[1], offset)
     return np.hstack([table, table[:, i] * table[:, j]])
 
@@ -196,7 +197,7 @@ class Multinomial:
 
     def statistics(self, table: Float[ndarray, "rows 1"]) -> Float[ndarray, "rows p"]:
         """Xi of each row."""
-        return (table[:, :1] == np.arange(len(self.cells) - 1)).astype(float)
+        return np.asarray(table[:, :1] == np.arange(len(self.cells) - 1), dtype=float)
 
     def log_base(self, table: Float[ndarray, "rows 1"]) -> Float[ndarray, " rows"]:
         """Log-density of the base measure: every cell counts the same."""
@@ -283,12 +284,15 @@ class Exponential(_Independent):
 def weighted_moments(
     states: Float[ndarray, "states p"], weights: Float[ndarray, " states"]
 ) -> tuple[Float[ndarray, " p"], Float[ndarray, "p p"]]:
+    """Mean and covariance of weighted states."""
     centre = weights @ states
     centred = states - centre
     return centre, (centred.T * weights) @ centred
 
 
 def enumerated(states: Float[ndarray, "states p"], probabilities: Float[ndarray, " states"]) -> StateCumulants:
+    """Cumulants of a distribution on a list of states."""
+
     def blocks() -> Iterator[tuple[ndarray, ndarray]]:
         for start in range(0, len(states), STATES_AT_ONCE):
             part = slice(start, start + STATES_AT_ONCE)
@@ -298,4 +302,5 @@ def enumerated(states: Float[ndarray, "states p"], probabilities: Float[ndarray,
 
 
 def empty_cell(cell: str) -> InputError:
+    """Say that a cell has no row."""
     return InputError("the cell is empty", where=cell, fix="the MLE does not exist; merge cells")

@@ -11,8 +11,9 @@ given. The error of a follows from its influence function, in which B, A, I and 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -28,23 +29,38 @@ RELATIVE_CUT = 1e-9  # eigenvalues of A below this share of the largest belong t
 STEP = 1e-4  # of the differences by which the estimate is moved, in standard errors of one row
 
 
-class Fit(Protocol):
-    """A fitted likelihood model, seen from its rows."""
+@dataclass(frozen=True, eq=False)
+class Fit(ABC):
+    """A fitted likelihood model, seen from its rows.
+
+    Parameters
+    ----------
+    name
+        The model's class.
+    theta, names
+        The estimate, and what its parameters are called.
+    notes
+        What was assumed.
+    """
 
     name: str
     theta: Float[ndarray, " p"]
     names: list[str]
     notes: tuple[str, ...]
 
+    @abstractmethod
     def scores(self, theta: Float[ndarray, " p"]) -> Float[ndarray, "rows p"]:
-        """Gradient of each row's log-likelihood."""
+        """Return the gradient of each row's log-likelihood."""
 
+    @abstractmethod
     def observed(self, theta: Float[ndarray, " p"]) -> Float[ndarray, "p p"]:
-        """A: minus the mean Hessian."""
+        """Return A: minus the mean Hessian."""
 
+    @abstractmethod
     def expected(self, theta: Float[ndarray, " p"]) -> Float[ndarray, "p p"]:
-        """I: the mean information under the model."""
+        """Return I: the mean information under the model."""
 
+    @abstractmethod
     def row_traces(
         self, observed: Float[ndarray, "p p"], expected: Float[ndarray, "p p"]
     ) -> Float[ndarray, " rows"] | None:
@@ -138,7 +154,8 @@ def _places(clusters: Any, rows: int) -> ndarray:
     return np.unique(labels, return_inverse=True)[1]
 
 
-def _added(values: Float[ndarray, "rows *columns"], units: ndarray) -> Float[ndarray, "units *columns"]:
+def _added(values: ndarray, units: ndarray) -> ndarray:
+    """Add rows within their units."""
     total = np.zeros((units.max() + 1, *values.shape[1:]))
     np.add.at(total, units, values)
     return total
@@ -164,7 +181,7 @@ def _error(
     basis: Float[ndarray, "p r"],
     inverse: Float[ndarray, "p p"],
 ) -> float:
-    """Standard error of a, from the influence of each unit."""
+    """Return the standard error of a, from the influence of each unit."""
     spread = _spread(scores, units)
     metric = inverse @ fit.expected(fit.theta) @ inverse
     sums = _added(scores, units)

@@ -75,23 +75,19 @@ def _likelihood(results: Any, name: str) -> Fit:
     return _Likelihood(name, theta, [str(name) for name in names], notes, results.model)
 
 
-@dataclass(frozen=True)
-class _Linear:
+@dataclass(frozen=True, eq=False)
+class _Linear(Fit):
     """A linear model with normal errors; the last parameter is log sigma."""
 
-    name: str
-    theta: Float[ndarray, " p"]
-    names: list[str]
     design: Float[ndarray, "rows k"]
     outcome: Float[ndarray, " rows"]
-    notes: tuple[str, ...] = ()
 
     @classmethod
     def of(cls, name: str, design: Any, outcome: Any, names: list[str]) -> _Linear:
         x, y = np.asarray(design, float), np.asarray(outcome, float)
         coefficients = np.linalg.lstsq(x, y, rcond=None)[0]
         deviation = np.sqrt(np.square(y - x @ coefficients).mean())
-        return cls(name, np.append(coefficients, np.log(deviation)), [*names, "log(sigma)"], x, y)
+        return cls(name, np.append(coefficients, np.log(deviation)), [*names, "log(sigma)"], (), x, y)
 
     def _standardised(self, theta: Float[ndarray, " p"]) -> Float[ndarray, " rows"]:
         return np.asarray((self.outcome - self.design @ theta[:-1]) * np.exp(-theta[-1]))
@@ -120,14 +116,10 @@ class _Linear:
         )
 
 
-@dataclass(frozen=True)
-class _Likelihood:
+@dataclass(frozen=True, eq=False)
+class _Likelihood(Fit):
     """A likelihood model; where it has one linear predictor, `hessian_factor` tells its rows apart."""
 
-    name: str
-    theta: Float[ndarray, " p"]
-    names: list[str]
-    notes: tuple[str, ...]
     model: Any
 
     def scores(self, theta: Float[ndarray, " p"]) -> Float[ndarray, "rows p"]:
@@ -149,14 +141,10 @@ class _Likelihood:
         return np.asarray(factor * np.einsum("ri,ij,rj->r", design, observed + expected, design))
 
 
-@dataclass(frozen=True)
-class _Generalised:
+@dataclass(frozen=True, eq=False)
+class _Generalised(Fit):
     """A generalised linear model, which tells observed from expected information."""
 
-    name: str
-    theta: Float[ndarray, " p"]
-    names: list[str]
-    notes: tuple[str, ...]
     model: Any
     scale: float
 

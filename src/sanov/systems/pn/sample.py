@@ -23,6 +23,7 @@ from jaxtyping import Float
 from numpy import ndarray
 
 from sanov.core.errors import InputError
+from sanov.core.progress import track
 from sanov.families import ThirdMoments
 from sanov.systems.pn.statistics import Prepared
 
@@ -63,7 +64,7 @@ class Units:
         """Add w times a value of each row within its unit, per copy."""
         if self.starts is not None:
             return np.asarray(np.add.reduceat(self.weights * values, self.starts))
-        return values * self.mass
+        return np.asarray(values * self.mass)
 
 
 @dataclass(frozen=True)
@@ -164,28 +165,30 @@ class Sample:
         """Number of statistics."""
         return len(self.prepared.names)
 
-    def _parts(self) -> Iterator[tuple[slice, ndarray | None]]:
+    def _parts(self) -> list[tuple[slice, ndarray | None]]:
+        """Blocks of rows, and the first row of each unit in them; a cluster is never cut."""
         if self._starts is None:
-            for start in range(0, len(self.table), self._block):
-                yield slice(start, start + self._block), None
-            return
+            return [(slice(start, start + self._block), None) for start in range(0, len(self.table), self._block)]
         ends = np.append(self._starts[1:], len(self.table))
-        first = 0
+        first, parts = 0, []
         while first < len(ends):
-            limit = self._starts[first] + self._block
-            last = max(first + 1, int(np.searchsorted(ends, limit, side="right")))
             begin = self._starts[first]
-            yield slice(begin, ends[last - 1]), self._starts[first:last] - begin
+            last = max(first + 1, int(np.searchsorted(ends, begin + self._block, side="right")))
+            parts.append((slice(begin, ends[last - 1]), self._starts[first:last] - begin))
             first = last
+        return parts
 
     def statistics(self) -> Iterator[tuple[ndarray, ndarray]]:
         """Yield statistics and weights, a block of rows at a time."""
         for part, _ in self._parts():
             yield self.prepared.model.statistics(self.table[part]), self._weights[part]
 
-    def units_of(self, centre: Float[ndarray, " q"], matrix: Float[ndarray, "q p"] | None = None) -> Iterator[Units]:
-        """Yield the blocks with ``matrix' (xi - centre)`` as statistics; None is the identity."""
-        for part, starts in self._parts():
+    def units_of(
+        self, centre: Float[ndarray, " q"], matrix: Float[ndarray, "q p"] | None = None, what: str = ""
+    ) -> Iterator[Units]:
+        """Yield the blocks with ``matrix' (xi - centre)`` as statistics (None: the identity); `what` is shown."""
+        parts = self._parts()
+        for part, starts in track(parts, what) if what else parts:
             rows = self.prepared.model.statistics(self.table[part]) - centre
             rows = rows if matrix is None else rows @ matrix
             weights = self._weights[part]
@@ -244,7 +247,7 @@ class Sample:
         p = matrix.shape[1]
         units, rows = ThirdMoments(p), ThirdMoments(p)
         fourth, square, drift = np.zeros((p, p)), np.zeros((p, p)), np.zeros(p)
-        for block in self.units_of(centre, matrix):
+        for block in self.units_of(centre, matrix, "third moments"):
             u, w, counted = block.rows, block.weights, block.copies * block.mass
             rows.add(u, w)
             fourth += (u.T * (w * np.einsum("ri,ri->r", u @ covariance, u))) @ u

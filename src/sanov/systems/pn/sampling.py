@@ -224,7 +224,7 @@ def score_matching(
     return np.linalg.lstsq(matrix, right, rcond=1e-10)[0]
 
 
-# -- the member ---------------------------------------------------------------------------------------------------------
+# -- the member -------------------------------------------------------------------------------------------------------
 
 
 def draw_member(
@@ -319,7 +319,8 @@ def _solve(statistics: Statistics, mean: ndarray, theta: ndarray, table: ndarray
     even = Draws(flat, np.full(len(flat), 1 / len(flat)), chains, theta, 1.0)
 
     def log_weights(change: ndarray) -> ndarray:
-        return np.concatenate([(xi - mean) @ change for xi, _ in even.blocks(statistics)]) - np.log(len(flat))
+        logs = [(xi - mean) @ change for xi, _ in even.blocks(statistics)]
+        return np.asarray(np.concatenate(logs) - np.log(len(flat)))
 
     def moments(change: ndarray) -> tuple[float, ndarray, ndarray]:
         logs = log_weights(change)

@@ -309,7 +309,7 @@ def _load(reference: str) -> Callable[[ndarray], ndarray]:
         ) from None
     finally:
         sys.path.remove(here)
-    function = getattr(loaded, name, None)
-    if not callable(function):
+    function: Callable[[ndarray], ndarray] | None = getattr(loaded, name, None)
+    if function is None or not callable(function):
         raise InputError(f"'{module}' has no function '{name}'", where=reference, expected="module:function")
     return function

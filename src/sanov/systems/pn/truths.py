@@ -33,7 +33,7 @@ from sanov.systems.pn.members import Exponential, Family, Multinomial, Normal, P
 from sanov.systems.pn.sample import Sample
 from sanov.systems.pn.statistics import Prepared
 
-__all__ = ["TRUTHS", "Truth", "truth"]
+__all__ = ["TRUTHS", "Simulation", "Truth", "truth"]
 
 SPINS = np.array([[1.0 - 2 * (state >> bit & 1) for bit in range(3)] for state in range(8)])
 FIELDS = np.array([0.2, -0.1, 0.3, 0.3, 0.2, -0.25])  # s1, s2, s3, s1*s2, s1*s3, s2*s3
@@ -43,6 +43,42 @@ COUNT = 3.0
 NODES = 12  # of the quadratures: exact to degree 23, and sixth moments of quadratic statistics need 12
 BATCH = 2000
 NEWTON = 60
+
+
+@dataclass(frozen=True)
+class Simulation:
+    """How a risk without a closed form is simulated.
+
+    Parameters
+    ----------
+    means
+        (n, replicates, generator) -> means of the statistics of so many samples [replicates, p].
+    losses
+        Means of the statistics -> D[f* || f^], not finite where there is no MLE.
+    population
+        The coefficients at the truth, with the tensors that the control variates need.
+    """
+
+    means: Callable[[int, int, np.random.Generator], ndarray]
+    losses: Callable[[ndarray], ndarray]
+    population: Coefficients
+
+    def risk(self, n: int, replicates: int, seed: int) -> tuple[float, float]:
+        """Return the risk at n rows and its standard error."""
+        frame, found = self.population.frame, self.population.found
+        if found.third is None or found.moments is None:
+            raise ValueError("the population's coefficients are not of second order")
+        rng = np.random.default_rng(seed)
+        rest = []
+        for start in range(0, replicates, BATCH):
+            means = self.means(n, min(BATCH, replicates - start), rng)
+            t = (means - frame.centre) @ frame.matrix
+            cubic = np.einsum("ijk,ri,rj,rk->r", found.third, t, t, t, optimize=True)
+            rest.append(self.losses(means) - np.square(t).sum(axis=1) / 2 + cubic / 3)
+        values = np.concatenate(rest)
+        values = values[np.isfinite(values)]
+        known = self.population.a / n - float(np.vdot(found.third, found.moments.skewness)) / (3 * n * n)
+        return known + float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
 
 
 @dataclass(frozen=True)
@@ -63,14 +99,8 @@ class Truth:
         Exact coefficients of the risk.
     draw
         (n, generator) -> table of n rows.
-    exact
-        n -> risk, where there is a closed form.
-    means
-        (n, replicates, generator) -> means of the statistics [replicates, p], where there is none.
-    losses
-        Means of the statistics -> D[f* || f^], not finite where there is no MLE.
-    population
-        The coefficients at the truth, with the tensors that the control variates need.
+    known
+        n -> risk, where there is a closed form, or the simulation.
     """
 
     name: str
@@ -80,14 +110,11 @@ class Truth:
     a: float
     b: float
     draw: Callable[[int, np.random.Generator], ndarray]
-    exact: Callable[[int], float] | None = None
-    means: Callable[[int, int, np.random.Generator], ndarray] | None = None
-    losses: Callable[[ndarray], ndarray] | None = None
-    population: Coefficients | None = None
+    known: Callable[[int], float] | Simulation
 
     @property
     def parameters(self) -> int:
-        """p."""
+        """P."""
         return len(self.model.names)
 
     def prepared(self, n: int, rng: np.random.Generator) -> Prepared:
@@ -105,22 +132,9 @@ class Truth:
         replicates, seed
             Of the simulation, where there is one.
         """
-        if self.exact is not None:
-            return self.exact(n), 0.0
-        assert self.means is not None and self.losses is not None and self.population is not None
-        frame, found = self.population.frame, self.population.found
-        assert found.third is not None and found.moments is not None
-        rng = np.random.default_rng(seed)
-        rest = []
-        for start in range(0, replicates, BATCH):
-            means = self.means(n, min(BATCH, replicates - start), rng)
-            t = (means - frame.centre) @ frame.matrix
-            cubic = np.einsum("ijk,ri,rj,rk->r", found.third, t, t, t, optimize=True)
-            rest.append(self.losses(means) - np.square(t).sum(axis=1) / 2 + cubic / 3)
-        values = np.concatenate(rest)
-        values = values[np.isfinite(values)]
-        known = self.a / n - float(np.vdot(found.third, found.moments.skewness)) / (3 * n * n)
-        return known + float(values.mean()), float(values.std(ddof=1) / np.sqrt(len(values)))
+        if isinstance(self.known, Simulation):
+            return self.known.risk(n, replicates, seed)
+        return self.known(n), 0.0
 
     def required(self, delta: float, *, replicates: int = 20_000, seed: int = 0) -> float:
         """Return the true n*: where the risk comes down to delta.
@@ -129,22 +143,26 @@ class Truth:
         simulation at the second-order n*.
         """
         start = required_sample_size(self.a, self.b, delta)
-        if self.exact is not None:
-            low = high = int(start)
-            while self.exact(low) <= delta:
-                low -= max(1, low // 20)
-            while self.exact(high) > delta:
-                high += max(1, high // 20)
-            while high - low > 1:
-                middle = (low + high) // 2
-                low, high = (middle, high) if self.exact(middle) > delta else (low, middle)
-            above, below = self.exact(low), self.exact(high)
-            return low + (above - delta) / (above - below) * (high - low)
+        if not isinstance(self.known, Simulation):
+            return _crossing(self.known, int(start), delta)
         n = max(2, round(start))
-        c = (self.risk(n, replicates=replicates, seed=seed)[0] - risk(self.a, self.b, n)) * n**3
+        c = (self.known.risk(n, replicates, seed)[0] - risk(self.a, self.b, n)) * n**3
         return float(
             optimize.brentq(lambda m: risk(self.a, self.b, m) + c / m**3 - delta, start / 2, 2 * start, xtol=1e-6)
         )
+
+
+def _crossing(exact: Callable[[int], float], start: int, delta: float) -> float:
+    low = high = start
+    while exact(low) <= delta:
+        low -= max(1, low // 20)
+    while exact(high) > delta:
+        high += max(1, high // 20)
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if exact(middle) > delta else (low, middle)
+    above, below = exact(low), exact(high)
+    return low + (above - delta) / (above - below) * (high - low)
 
 
 def truth(name: str) -> Truth:
@@ -152,7 +170,7 @@ def truth(name: str) -> Truth:
     return TRUTHS[name]()
 
 
-# -- with an exact risk ---------------------------------------------------------------------------------------------------
+# -- with an exact risk -----------------------------------------------------------------------------------------------
 
 
 def _gamma(shape: float) -> Truth:
@@ -165,7 +183,7 @@ def _gamma(shape: float) -> Truth:
         a=1 / (2 * shape),
         b=well_specified(1, *exponential_invariants(1)).b / shape**2,
         draw=lambda n, rng: rng.gamma(shape, size=(n, 1)),
-        exact=lambda n: exponential_risk(n, shape),
+        known=lambda n: exponential_risk(n, shape),
     )
 
 
@@ -179,7 +197,7 @@ def _normal(d: int) -> Truth:
         a=expansion.a,
         b=expansion.b,
         draw=lambda n, rng: rng.standard_normal((n, d)),
-        exact=lambda n: normal_risk(n, d),
+        known=lambda n: normal_risk(n, d),
     )
 
 
@@ -193,7 +211,7 @@ def _poisson() -> Truth:
         a=expansion.a,
         b=expansion.b,
         draw=lambda n, rng: rng.poisson(COUNT, size=(n, 1)).astype(float),
-        exact=lambda n: poisson_risk(n, COUNT),
+        known=lambda n: poisson_risk(n, COUNT),
     )
 
 
@@ -207,11 +225,11 @@ def _multinomial() -> Truth:
         a=expansion.a,
         b=expansion.b,
         draw=lambda n, rng: rng.choice(3, size=(n, 1), p=CELLS).astype(float),
-        exact=lambda n: multinomial_risk(n, CELLS),
+        known=lambda n: multinomial_risk(n, CELLS),
     )
 
 
-# -- with a simulated risk --------------------------------------------------------------------------------------------------
+# -- with a simulated risk --------------------------------------------------------------------------------------------
 
 
 def _population(model: Family, family: str, states: ndarray, probabilities: ndarray) -> Coefficients:
@@ -236,12 +254,10 @@ def _laplace() -> Truth:
 
     def losses(found: ndarray) -> ndarray:
         variance = found[:, 1] - found[:, 0] ** 2
-        return (np.log(variance) + (1 + found[:, 0] ** 2) / variance - 1) / 2
+        return np.asarray(np.log(variance) + (1 + found[:, 0] ** 2) / variance - 1) / 2
 
-    model = Normal(("x",))
-    return Truth(
-        "laplace", model, "gaussian", False, population.a, population.b, draw, None, means, losses, population
-    )  # fmt: skip
+    simulation = Simulation(means, losses, population)
+    return Truth("laplace", Normal(("x",)), "gaussian", False, population.a, population.b, draw, simulation)
 
 
 def _spins(tilt: float, interactions: bool) -> Truth:
@@ -252,18 +268,21 @@ def _spins(tilt: float, interactions: bool) -> Truth:
     family = "ising" if interactions else "independent spins"
     population = _population(model, family, SPINS, probabilities)
     statistics = model.statistics(SPINS)
+    theta = np.asarray(population.theta)
 
     def draw(n: int, rng: np.random.Generator) -> ndarray:
         return SPINS[rng.choice(8, size=n, p=probabilities)]
 
     def means(n: int, replicates: int, rng: np.random.Generator) -> ndarray:
-        return rng.multinomial(n, probabilities, size=replicates) @ statistics / n
+        return np.asarray(rng.multinomial(n, probabilities, size=replicates) @ statistics / n)
 
-    losses = functools.partial(_state_losses, statistics, population.theta, probabilities @ statistics)
+    def losses(found: ndarray) -> ndarray:
+        return _state_losses(statistics, theta, probabilities @ statistics, found)
+
     name = "spins" + (", tilted" if tilt else "") + ("" if interactions else ", independent")
-    return Truth(
-        name, model, family, tilt == 0 and interactions, population.a, population.b, draw, None, means, losses, population
-    )  # fmt: skip
+    simulation = Simulation(means, losses, population)
+    right = tilt == 0 and interactions
+    return Truth(name, model, family, right, population.a, population.b, draw, simulation)
 
 
 def _state_losses(

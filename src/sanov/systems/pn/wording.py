@@ -113,14 +113,14 @@ def bounds_line(plan: Plan, target: Target, rows: float | None) -> str:
     if rows is None:
         return f"n* by {needed}"
     error = bayes_error_bound(max(plan.risk(rows), 0.0), target.bound)
-    return f"n* by {needed}; Bayes error now >= {error:.4f} on average"
+    return f"n* by {needed}; mean Bayes error >= {error:.4f}"
 
 
 def certainty_line(plan: Plan, target: Target) -> str:
     """n* if the divergence itself, not its mean, is to meet the threshold."""
     chi2, markov = (rows_needed(target.limit_of(target.bound, kind))(plan.a, plan.b) for kind in ("chi2", "markov"))
     return (
-        f"with probability {target.confidence:.0%} instead of on average: {count(chi2)} rows (chi-squared limit), "
+        f"in {target.confidence:.0%} of samples, not on average: {count(chi2)} rows (chi-squared limit), "
         f"{count(markov)} (Markov)"
     )
 
