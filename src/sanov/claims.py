@@ -304,10 +304,10 @@ def _run_stage(
     later = [cell for cell in cells if cell.stage != "shared" and work.wants(cell) and not store.find(cell)]
     missing += [cell for cell in wanted if stage == "shared" and store.lacks_files(cell, later)]
     context = Context(store.preset, store.settings, tuple(before), store.folder)
-    records = _spread(store, missing, context, work)
-    for record in track(records, f"{store.claim.system}: {stage}", total=len(missing)):
+    fresh = _spread(store, missing, context, work)
+    for record in track(fresh, f"{store.claim.system}: {stage}", total=len(missing)):
         store.add(record)
-    return [record for cell in wanted if (record := store.find(cell))]
+    return [found for cell in wanted if (found := store.find(cell))]
 
 
 def _spread(store: _Store, cells: Sequence[Cell], context: Context, work: Work) -> Iterator[Record]:
@@ -383,7 +383,7 @@ class _Store:
         return any(cell.agrees(other) for other in later)
 
     def add(self, record: Record) -> None:
-        line = {
+        line: dict[str, Any] = {
             "identity": self.identity(record.cell),
             "source": self.source,
             "stage": record.cell.stage,

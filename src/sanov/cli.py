@@ -292,7 +292,7 @@ def main() -> None:
     """Run the command line; a user's mistake prints one message and ends with status 2."""
     for name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(name, "1")  # threads beyond the free cores cost far more than they give
-    warnings.showwarning = _show_warning
+    warnings.showwarning = _show_warning  # type: ignore[assignment]
     if sys.argv[1:] == ["--version"]:
         print(__version__)
         return

@@ -121,7 +121,7 @@ def expand(
     return Expansion(float(np.trace(covariance)) / 2, -cross / 3 + 3 * bracket / 8, -cross / 6 + bracket / 8)
 
 
-def well_specified(p: int, t1: float, t2: float, k4: float) -> Expansion:
+def well_specified(p: int, t1: float | int, t2: float | int, k4: float | int) -> Expansion:
     """Coefficients of the risk where the truth belongs to the family.
 
     Parameters
@@ -184,9 +184,8 @@ def risk_coefficients(statistics: Float[ndarray, "rows statistics"], cut: float 
     p = white.shape[1]
     if rows <= statistics.shape[1]:
         raise InputError(
-            f"n={rows}, p={statistics.shape[1]}: covariance is singular",
+            f"n={rows}, p={statistics.shape[1]}: covariance is singular; reduce p or use first order",
             where="statistics",
-            fix="reduce p or use first order",
         )
     length = np.einsum("ri,ri->r", white, white)
     t1 = _paired_skewness(white) if rows < p * p else _tensor_skewness(white)

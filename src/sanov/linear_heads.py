@@ -192,7 +192,8 @@ def linear_token_log_probs(
     if token_weight is None:
         values: Tensor = _TokenLogProbs.apply(hidden, weight, tokens, temperature, rows)  # type: ignore[no-untyped-call]
         return values
-    total: Tensor = _WeightedTokenLogProbs.apply(hidden, weight, tokens, token_weight, temperature, rows)
+    summed = _WeightedTokenLogProbs.apply
+    total: Tensor = summed(hidden, weight, tokens, token_weight, temperature, rows)  # type: ignore[no-untyped-call]
     return total
 
 
@@ -273,7 +274,7 @@ def _linear_divergence(
     rows = list(_chunks(len(hidden_p), len(weight_p), chunk, temperature))
     if token_weight is None:
         token_weight = hidden_p.new_ones(len(hidden_p), dtype=_wide(hidden_p.dtype))
-    total: Tensor = _LinearDivergence.apply(
+    total: Tensor = _LinearDivergence.apply(  # type: ignore[no-untyped-call]
         hidden_p, weight_p, hidden_q, weight_q, token_weight, temperature, rows, terms
     )
     return total

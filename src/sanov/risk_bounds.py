@@ -65,7 +65,7 @@ def _least_kl(variation: float) -> float:
     return float(found.fun)
 
 
-def kl_threshold(epsilon: float, kind: Bound = "pinsker") -> float:
+def kl_threshold(epsilon: float | int, kind: str = "pinsker") -> float:
     """Return delta: the largest KL that keeps the Bayes error within `epsilon` of one half.
 
     Parameters
@@ -95,7 +95,7 @@ def kl_threshold(epsilon: float, kind: Bound = "pinsker") -> float:
     return _least_kl(2 * epsilon)
 
 
-def bayes_error_bound(kl: float, kind: Bound = "pinsker") -> float:
+def bayes_error_bound(kl: float | int, kind: str = "pinsker") -> float:
     """Lower bound of the Bayes error, at equal priors, of two distributions that are `kl` apart.
 
     Parameters
@@ -127,7 +127,7 @@ def bayes_error_bound(kl: float, kind: Bound = "pinsker") -> float:
     return (1 - min(variation, 1.0)) / 2
 
 
-def _variation(kl: float) -> float:
+def _variation(kl: float | int) -> float:
     """Invert `_least_kl`; Pinsker bounds it from above, and at 1 - 1e-12 the least KL is about 27."""
     high = min(math.sqrt(kl / 2), 1 - 1e-12)
     if kl == 0 or _least_kl(high) <= kl:
@@ -135,7 +135,7 @@ def _variation(kl: float) -> float:
     return float(optimize.brentq(lambda v: _least_kl(v) - kl, 0.0, high, xtol=1e-14))
 
 
-def risk(a: float, b: float, rows: float) -> float:
+def risk(a: float | int, b: float | int, rows: float | int) -> float:
     """R(n) = a/n + b/n^2, nats.
 
     Parameters
@@ -148,7 +148,7 @@ def risk(a: float, b: float, rows: float) -> float:
     return a / rows + b / rows**2
 
 
-def required_sample_size(a: float, b: float, delta: float) -> float:
+def required_sample_size(a: float | int, b: float | int, delta: float | int) -> float:
     """Return n*: the rows at which a/n + b/n^2 has come down to delta (not rounded).
 
     Where b < 0 the expansion rises before it falls; n* is the larger root, on the falling side.
@@ -177,7 +177,7 @@ def required_sample_size(a: float, b: float, delta: float) -> float:
     return (a + math.sqrt(discriminant)) / (2 * delta)
 
 
-def largest_parameters(rows: float, delta: float, ratio: float = 1.0) -> float:
+def largest_parameters(rows: float | int, delta: float | int, ratio: float | int = 1.0) -> float:
     """How many parameters `rows` carry at first order: p with ratio p / (2n) = delta (not rounded).
 
     Parameters
@@ -192,7 +192,7 @@ def largest_parameters(rows: float, delta: float, ratio: float = 1.0) -> float:
     return 2 * rows * delta / ratio
 
 
-def coin_toss_equivalent(kl: float) -> float:
+def coin_toss_equivalent(kl: float | int) -> float:
     """Tosses m after which the bias of a fair coin is known with this risk: 1/(2m) + 3/(4m^2) = `kl`.
 
     Parameters
@@ -207,10 +207,10 @@ def coin_toss_equivalent(kl: float) -> float:
 
 
 def risk_limit(
-    delta: float,
-    guarantee: Guarantee = "mean",
+    delta: float | int,
+    guarantee: str = "mean",
     *,
-    confidence: float = 0.95,
+    confidence: float | int = 0.95,
     eigenvalues: Float[ndarray, " p"] | None = None,
 ) -> float:
     """Return the largest expected risk under which the divergence D itself is at most delta, as far as is asked.
@@ -248,7 +248,7 @@ def risk_limit(
     return float(delta * weights.sum() / _weighted_chi_square_quantile(weights, confidence))
 
 
-def _weighted_chi_square_quantile(weights: Float[ndarray, " p"], confidence: float) -> float:
+def _weighted_chi_square_quantile(weights: Float[ndarray, " p"], confidence: float | int) -> float:
     if np.ptp(weights) <= 1e-9 * weights.max():
         return float(weights.mean() * stats.chi2.ppf(confidence, len(weights)))
     scale = float(weights.sum())

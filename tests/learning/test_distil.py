@@ -77,14 +77,14 @@ def test_teacher_loss_is_kl_plus_the_teachers_entropy(temperature):
     logits = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
     p, q = (torch.distributions.Categorical(logits=z / temperature) for z in (rows_of(data).teacher, logits))
     expected = (torch.distributions.kl_divergence(p, q) + p.entropy()).sum()
-    torch.testing.assert_close(teacher_loss(1, temperature).loss(logits, rows_of(data)), expected)
+    torch.testing.assert_close(teacher_loss(1.0, temperature).loss(logits, rows_of(data)), expected)
 
 
 def test_annealing_runs_from_the_temperature_to_one():
     data, logits = table(6), torch.randn(6, 3, generator=torch.Generator().manual_seed(0))
-    annealed = teacher_loss(1, 4.0, anneal=True).loss
+    annealed = teacher_loss(1.0, 4.0, anneal=True).loss
     for progress, temperature in [(0.0, 4.0), (0.5, 2.5), (1.0, 1.0)]:
-        expected = teacher_loss(1, temperature).loss(logits, rows_of(data))
+        expected = teacher_loss(1.0, temperature).loss(logits, rows_of(data))
         torch.testing.assert_close(annealed(logits, rows_of(data, progress=progress)), expected)
 
 
@@ -181,7 +181,7 @@ def test_micro_batches_change_nothing():
 
 def test_a_whole_batch_is_not_split():
     with pytest.raises(InputError, match="noise"):
-        fit(table(), label_loss(), noise(whole_batch=True), training=SHORT.model_copy(update={"micro_batch": 4}))
+        fit(table(), label_loss(), noise(whole_batch="own"), training=SHORT.model_copy(update={"micro_batch": 4}))
     with pytest.raises(InputError, match="noise"):
         fit(table(), label_loss(), noise(balance=0.1), training=SHORT.model_copy(update={"micro_batch": 4}))
 
@@ -315,7 +315,20 @@ def test_the_folder_of_a_fit(tmp_path):
     assert torch.equal(weights(Fitted.load(tmp_path / "student")), weights(fitted))
     names = {path.name for path in (tmp_path / "student").iterdir()}
     assert {"model.safetensors", "config.json", "history.csv"} <= names
-    assert "best.safetensors" not in names
+    again = fit(table(), out=tmp_path / "student", validation=Validation(share=0.2), resume=True)
+    assert torch.equal(weights(again), weights(fitted))
+
+
+def test_a_folder_can_be_used_again(tmp_path):
+    """A finished fit is replaced, also by one of other data; one that was stopped is resumed with the same data only."""
+    fit(table(), out=tmp_path / "student")
+    other = fit(table(seed=1), out=tmp_path / "student")
+    assert torch.equal(weights(Fitted.load(tmp_path / "student")), weights(other))
+    with pytest.raises(InputError, match="had other data"):
+        fit(table(), out=tmp_path / "student", resume=True)
+    with pytest.raises(InputError, match="had other options and other seed"):
+        fit(table(seed=1), out=tmp_path / "student", resume=True, config={"alpha": 1.0}, seed=3)
+    assert torch.equal(weights(Fitted.load(tmp_path / "student")), weights(other))
 
 
 class Killed(Exception):

@@ -68,7 +68,7 @@ def test_a_new_head_on_an_encoder(tmp_path):
 def test_folders_that_hold_no_classifier(folder, tmp_path):
     with pytest.raises(InputError, match="there is no such folder"):
         classifier_classes(tmp_path / "none")
-    with pytest.raises(InputError, match="has no config.json"):
+    with pytest.raises(InputError, match=r"has no config\.json"):
         classifier_classes(tmp_path)
     with pytest.raises(InputError, match="is a file"):
         classifier_classes(folder / "config.json")

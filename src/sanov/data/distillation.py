@@ -83,10 +83,10 @@ class DistilTable:
     def take(self, rows: Sequence[int] | np.ndarray) -> DistilTable:
         """Return some of the rows, in the order asked for."""
         index = np.asarray(rows, dtype=np.int64)
-        texts = isinstance(self.inputs, tuple)
+        inputs = self.inputs
         return replace(
             self,
-            inputs=tuple(self.inputs[i] for i in index) if texts else self.inputs[index],
+            inputs=tuple(inputs[i] for i in index) if isinstance(inputs, tuple) else inputs[index],
             logits=None if self.logits is None else self.logits[index],
             labels=None if self.labels is None else self.labels[index],
             ids=None if self.ids is None else tuple(self.ids[i] for i in index),

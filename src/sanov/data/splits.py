@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Int64
@@ -46,5 +47,5 @@ def stratified(
         place[members] = (np.arange(len(members)) + generator.uniform()) / len(members)
     order = np.argsort(place, kind="stable")
     bounds = np.cumsum([0, *sizes])
-    parts = (order[start:end] for start, end in zip(bounds, bounds[1:], strict=False))
+    parts = (order[start:end] for start, end in pairwise(bounds))
     return tuple(generator.permutation(part) for part in parts)

@@ -47,6 +47,8 @@ class Truth:
         Samples without an estimate are left out.
     exact
         The risk at n rows in closed form, where there is one.
+    population
+        The table that is the truth, where one is.
     """
 
     name: str
@@ -58,6 +60,7 @@ class Truth:
     sample: Callable[[np.random.Generator, int], Float[ndarray, "rows columns"]]
     simulate: Callable[[np.random.Generator, int, int], Simulation]
     exact: Callable[[float], float] | None = None
+    population: Float[ndarray, "rows columns"] | None = None
 
 
 @dataclass(frozen=True)
@@ -215,7 +218,7 @@ def population_truth(name: str, values: Float[ndarray, "rows columns"]) -> Truth
         return _from_standard_normal(mean, second - mean[:, :, None] * mean[:, None, :])
 
     p = dimension * (dimension + 3) // 2
-    return Truth(name, "gaussian", p, False, float(first), None, sample, simulate)
+    return Truth(name, "gaussian", p, False, float(first), None, sample, simulate, population=values)
 
 
 # -- three spins ------------------------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The claim of `sinkd`: with the same tuning budget, does transport beside CE + KL raise the student's accuracy?
+"""The claim of `sinkd`: with the same tuning budget, transport beside CE + KL raises the student's accuracy.
 
 Students are small; what is compared is losses. All arms of a seed have the same teacher, the same initial weights and
 the same order of rows, and all arms of a data set the same trials: one Latin hypercube over learning rate, alpha,

@@ -140,7 +140,8 @@ def distance_at_start(student: Fitted, table: DistilTable, seed: int) -> Float64
     assert table.logits is not None
     start = build(student.encoder, student.student, len(table.classes), seed=seed)
     at_start = outputs(start, student.encoder.encode(table), len(table)).double().numpy()
-    return 0.5 * np.abs(softmax(at_start, axis=1) - softmax(table.logits, axis=1)).sum(axis=1)
+    gap: Float64[np.ndarray, "rows classes"] = softmax(at_start, axis=1) - softmax(table.logits, axis=1)
+    return np.asarray(0.5 * np.abs(gap).sum(axis=1))
 
 
 def _wide_net(split: Parts, seed: int, settings: Mapping[str, Any], folder: Path) -> dict[str, np.ndarray]:
@@ -166,6 +167,7 @@ def _fine_tuned(split: Parts, seed: int, settings: Mapping[str, Any], folder: Pa
     from sanov.learning.training import train
     from sanov.nets.foreign import classifier_logits, new_classifier
 
+    model: Any
     model, tokenizer = new_classifier(_packaged_model(), split.train.classes, seed=seed)
     feed = _SentenceFeed(split.train, tokenizer, seed, settings)
 

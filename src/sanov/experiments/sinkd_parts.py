@@ -106,6 +106,7 @@ def _part(name: str, statement: str, effect: Effect, **more: Any) -> Part:
 
 
 def parts() -> list[Part]:
+    """Return the parts: the primary ones with their controls, then what is reported apart."""
     primary = [
         _part(
             _raises(d),
@@ -216,6 +217,7 @@ def verdict(verdicts: Mapping[str, str]) -> str:
 
 
 def figures(records: Sequence[Record], judged: Sequence[PartResult]) -> dict[str, dict[str, Any]]:
+    """Return effects against tuned CE + KL for every arm, and for rows by their overlap at the start."""
     by_arm = [
         {"data": DATA[name], "arm": title, **interval}
         for (arm, title), name in product(ARMS.items(), DATA)

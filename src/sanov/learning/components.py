@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
+
+from sanov.learning.processes import every_process
 
 __all__ = ["Component", "Rows", "gradient_norms", "label_loss", "teacher_loss", "weighted_sums"]
 
@@ -51,7 +53,8 @@ class Component:
     counts
         The rows that it is divided by: all, or those with a label.
     whole_batch
-        Whether it is no sum over rows, so that a batch must not be split.
+        Where it is no sum over rows, so that a batch must not be split: with several processes, ``"own"`` where each
+        computes it on its own rows, ``"gathered"`` where its loss gathers those of all and returns the value for all.
     balance
         If above 0, the weight is set at each step so that the norm of the component's gradient in the student's logits is
         this many times that of all components without balance.
@@ -63,7 +66,7 @@ class Component:
     loss: Callable[[Tensor, Rows], Tensor]
     weight: float = 1.0
     counts: Literal["rows", "labelled"] = "rows"
-    whole_batch: bool = False
+    whole_batch: Literal["own", "gathered"] | None = None
     balance: float = 0.0
     monitor: Callable[[Tensor, Rows], Mapping[str, float]] | None = None
 
@@ -117,7 +120,7 @@ def weighted_sums(
     weights = {component.name: component.weight for component in components}
     balanced = [component for component in components if component.balance > 0]
     if balanced and student_logits.requires_grad:
-        means = {c.name: sums[c.name] / max(c.count(rows.labels), 1) for c in components}
+        means = _means(components, sums, rows.labels)
         others = [weights[c.name] * means[c.name] for c in components if c.balance == 0]
         size = _norm(sum(others[1:], others[0]), student_logits) if others else 1.0
         for component in balanced:
@@ -129,23 +132,24 @@ def weighted_sums(
 def gradient_norms(components: Sequence[Component], student_logits: Tensor, rows: Rows) -> dict[str, float]:
     """Return the norm of each component's weighted gradient in the student's logits, on one batch.
 
-    The published advice for the weight of transport is to compare these, not the values of the losses.
+    The published advice for the weight of transport is to compare these, not the values of the losses. All processes must
+    call it.
     """
     logits = student_logits.detach().requires_grad_()
     with torch.enable_grad():
         found = weighted_sums(components, logits, rows)
-        return {
-            f"gradient_{component.name}": found[component.name][1]
-            * _norm(found[component.name][0] / max(component.count(rows.labels), 1), logits)
-            for component in components
-        }
+        means = _means(components, {name: total for name, (total, _) in found.items()}, rows.labels)
+        return {f"gradient_{name}": found[name][1] * _norm(mean, logits) for name, mean in means.items()}
+
+
+def _means(components: Sequence[Component], sums: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+    """Return each sum over this process's rows, divided by what counts on all processes."""
+    counts = every_process({component.name: component.count(labels) for component in components})
+    return {name: total / max(sum(found[name] for found in counts), 1) for name, total in sums.items()}
 
 
 def _norm(loss: Tensor, logits: Tensor) -> float:
-    (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True, allow_unused=True)
-    if gradient is None:
-        return 0.0
-    squares = gradient.detach().double().square().sum()
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(squares)
-    return float(squares.sqrt())
+    """Return the norm of the gradient in the logits of all processes."""
+    (gradient,) = torch.autograd.grad(loss, logits, retain_graph=True, materialize_grads=True)
+    squares = float(gradient.double().square().sum())
+    return math.sqrt(sum(every_process(squares)))

@@ -7,27 +7,29 @@ follow from the seed alone, so that runs that differ in their components are pai
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from torch import Tensor, nn
 
+from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.core.options import Options, option
 from sanov.data.distillation import DistilTable
 from sanov.learning.components import Component, Rows, gradient_norms, label_loss, teacher_loss, weighted_sums
 from sanov.learning.selection import Judge
-from sanov.learning.students import Encoder, Fitted, Student, build
+from sanov.learning.students import Encoder, Fitted, Student, build, is_finished
 from sanov.learning.teachers import with_teacher
-from sanov.learning.training import Training, shuffled, train
+from sanov.learning.training import History, Training, micro_batches, place, shuffled, train
 
 __all__ = ["Component", "Rows", "Validation", "fit", "held_out_rows", "label_loss", "teacher_loss"]
 
 SAMPLE = 2048  # training rows on which the untrained student is looked at
+RUN = "run.json"  # what the run in a folder is
 CHECKPOINTS = "checkpoints"  # folder inside that of the fitted student
 EXTRA = "extra."  # marks the table's further arrays among the tensors of a batch
 SPLIT, LOOK = 1, 2  # streams of random numbers beside that of the batches
@@ -100,10 +102,10 @@ def fit(
     """
     training, student = training or Training(), student or Student()
     choice = validation if isinstance(validation, Validation) else Validation()
-    place = None if out is None else Path(out)
+    folder = None if out is None else Path(out)
     active = [component for component in components if component.weight > 0 or component.balance > 0]
     _check(table, active, teacher)
-    table = with_teacher(table, teacher, folder=place)
+    table = with_teacher(table, teacher, folder=folder)
     rows, held_out = (table, validation) if isinstance(validation, DistilTable) else _divided(table, choice, seed)
     encoder = Encoder.of(rows, student)
     model = build(encoder, student, len(table.classes), seed=seed)
@@ -111,16 +113,33 @@ def fit(
     found: dict[str, Any] = {"rows": len(rows), "labelled_rows": rows.n_labelled, "seed": seed}
     if before is not None:
         found |= before(*feed.sample(model))
+    main = place()[0] == 0
+    if folder is not None and main:
+        _begin(folder, {"data": table.digest(), "options": files.plain(config or {}), "seed": seed}, resume)
     judge = Judge(
         held_out,
         encoder,
         feed.diagnosis if diagnose else None,
         select=choice.select == "best",
-        folder=place,
+        folder=folder,
         resume=resume,
-        main=_place()[0] == 0,
+        main=main,
     )
-    history = train(
+    history = _train(model, feed, judge, training, None if folder is None else folder / CHECKPOINTS, resume)
+    best = len(history) if judge.best is None else judge.best.step
+    found |= {"steps": len(history), "kept_step": best, **history.evaluations.get(best, {})}
+    kept = build(encoder, student, len(table.classes), seed=seed)  # free of what several processes made of the other
+    kept.load_state_dict(judge.chosen(model))
+    fitted = Fitted(system, kept.eval(), student, encoder, table.classes, config or {}, found, history.to_frame())
+    if folder is not None and main:
+        fitted.save(folder)
+    return fitted
+
+
+def _train(
+    model: nn.Module, feed: _Feed, judge: Judge, training: Training, folder: Path | None, resume: bool
+) -> History:
+    return train(
         model,
         feed.batches,
         feed.loss,
@@ -130,23 +149,42 @@ def fit(
         steps=feed.steps,
         schedule=training.factor(feed.steps),
         clip_norm=training.clip_norm,
-        whole_batch=tuple(component.name for component in active if component.whole_batch or component.balance > 0),
+        whole_batch={
+            component.name: component.whole_batch or "own"
+            for component in feed.components
+            if component.whole_batch or component.balance > 0
+        },
         evaluate=judge if judge.looks else None,
         evaluate_every=training.evaluate_every or feed.steps_per_epoch,
-        out=None if place is None else place / CHECKPOINTS,
+        out=folder,
         checkpoint_every=training.checkpoint_every,
         resume=resume,
-        seed=seed,
+        seed=feed.seed,
         parallel=training.parallel,
+        trackers=training.trackers,
     )
-    judge.restore(model)
-    if judge.best is not None:
-        found["best_step"] = judge.best.step
-    fitted = Fitted(system, model, student, encoder, table.classes, config or {}, found, history.to_frame())
-    if place is not None and _place()[0] == 0:
-        fitted.save(place)
-        judge.forget()
-    return fitted
+
+
+def _begin(folder: Path, run: dict[str, Any], resume: bool) -> None:
+    """Write down what a run is; resume none that was another, and clear away what a finished one needed to be resumed.
+
+    Raises
+    ------
+    InputError
+        The run that was stopped had other data or options.
+    """
+    path = folder / RUN
+    if resume and path.is_file():
+        other = [name for name, value in files.read_json(path).items() if run[name] != value]
+        if other:
+            fix = "resume with the same, or begin anew in another folder"
+            raise InputError(
+                f"the run in this folder had other {' and other '.join(other)}", where=str(folder), fix=fix
+            )
+        return
+    if is_finished(folder) and not resume:
+        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    files.write_json(path, run)
 
 
 def held_out_rows(table: DistilTable, validation: Validation) -> int:
@@ -206,32 +244,30 @@ class _Feed:
         seed: int,
         drop_last: bool,
     ):
-        self.components, self.seed, self.size = components, seed, min(training.batch_size, len(table))
+        self.components, self.seed = components, seed
         self.inputs = encoder.encode(table)
         logits = np.zeros((len(table), len(table.classes))) if table.logits is None else table.logits
         labels = np.full(len(table), -1) if table.labels is None else table.labels
         self.teacher, self.labels = torch.from_numpy(logits).float(), torch.from_numpy(labels)
         self.extras = {name: _tensor(values) for name, values in table.extras.items()}
         self.micro_batch = training.micro_batch
-        self.order = shuffled(len(table), self.size, seed=seed, drop_last=drop_last)
-        self.steps_per_epoch = len(table) // self.size if drop_last else -(-len(table) // self.size)
+        self.order = shuffled(len(table), min(training.batch_size, len(table)), seed=seed, drop_last=drop_last)
         self.epochs = training.epochs
 
     @property
-    def steps(self) -> int:
-        return self.steps_per_epoch * self.epochs
+    def steps_per_epoch(self) -> int:
+        """Number of batches in an epoch."""
+        return self.order.steps_per_epoch
 
-    def index(self, step: int) -> np.ndarray:
-        """Return this process's rows of a step."""
-        process, processes = _place()
-        return np.asarray(self.order(step))[process::processes]
+    @property
+    def steps(self) -> int:
+        """Number of batches in all epochs."""
+        return self.steps_per_epoch * self.epochs
 
     def batches(self, step: int, model: nn.Module) -> Iterator[dict[str, Any]]:
         """Yield this process's micro-batches of a step."""
-        index = self.index(step)
-        size = self.micro_batch or len(index)
-        for start in range(0, len(index), size):
-            yield self.batch(index[start : start + size], step)
+        for index in micro_batches(self.order(step), self.micro_batch):
+            yield self.batch(index, step)
 
     def batch(self, index: np.ndarray, step: int) -> dict[str, Any]:
         """Return rows as tensors, with the numbers of rows that count for each component."""
@@ -258,12 +294,13 @@ class _Feed:
 
     def diagnosis(self, model: nn.Module) -> dict[str, float]:
         """Return gradient norms of the components and their further numbers, on the first batch."""
-        batch = self.batch(self.index(0), 0)
+        (index,) = micro_batches(self.order(0))
+        batch = self.batch(index, 0)
         device = next(model.parameters()).device
         batch = {name: values.to(device) if isinstance(values, Tensor) else values for name, values in batch.items()}
         with torch.no_grad():
             logits, rows = self._outputs(model, batch)
-            found = {}
+            found: dict[str, float] = {}
             for component in self.components:
                 found |= component.monitor(logits, rows) if component.monitor is not None else {}
         return found | gradient_norms(self.components, logits, rows)
@@ -274,11 +311,6 @@ class _Feed:
         with torch.no_grad():
             logits, rows = self._outputs(model, self.batch(order, 0))
         return logits, rows.teacher
-
-
-def _place() -> tuple[int, int]:
-    """This process's number, and how many there are."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
 
 
 def _tensor(values: np.ndarray) -> Tensor:

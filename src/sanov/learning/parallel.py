@@ -153,7 +153,7 @@ def prepared(
         for name in MARKS:
             model.__dict__.pop(name, None)
         model.__dict__.update(kept)
-        if not theirs:  # a later Accelerator may want another precision
+        if not theirs and accelerator.num_processes == 1:  # a later Accelerator may want another precision
             state._reset_state()
 
 
@@ -161,10 +161,7 @@ def _accelerator(trackers: Sequence[Any], folder: Path | None) -> Any:
     joined()
     accelerate = require("accelerate", "torch")
     utils = accelerate.utils
-    known = set(utils.LoggerType.list())
-    for tracker in trackers:
-        if isinstance(tracker, str) and tracker not in known:
-            raise InputError(f"the tracker is {tracker!r}", where="trackers", expected=" | ".join(sorted(known)))
+    _check_trackers(name for name in trackers if isinstance(name, str))
     accelerator = accelerate.Accelerator(
         gradient_accumulation_plugin=utils.GradientAccumulationPlugin(num_steps=1),
         # a component may use some weights only, and a step some components
@@ -176,12 +173,21 @@ def _accelerator(trackers: Sequence[Any], folder: Path | None) -> Any:
     if kind in OTHERS or (kind == "FSDP" and not accelerator.is_fsdp2):
         fix = "launch with DDP or with FSDP version 2"
         raise InputError(f"the launcher asks for {kind}", where="accelerate launch", fix=fix)
-    missing = [name for name in trackers if isinstance(name, str) and name not in map(str, accelerator.log_with)]
-    if missing:
-        raise InputError("is not installed", where=f"the tracker {missing[0]}", fix="install its package")
     if trackers:
         accelerator.init_trackers("sanov")
     return accelerator
+
+
+def _check_trackers(names: Iterable[str]) -> None:
+    from accelerate.tracking import get_available_trackers
+    from accelerate.utils import LoggerType
+
+    known, here = set(LoggerType.list()) - {"all"}, {str(name) for name in get_available_trackers()}
+    for name in names:
+        if name not in known:
+            raise InputError(f"the tracker is {name!r}", where="trackers", expected=" | ".join(sorted(known)))
+        if name not in here:
+            raise InputError("is not installed", where=f"the tracker {name}", fix=f"pip install {name}")
 
 
 def _sharded(accelerator: Any, parallel: Parallel) -> bool:

@@ -61,7 +61,8 @@ def predict(table: DistilTable, fitted: Fitted, *, system: str) -> Answer:
     """
     table = table.aligned(fitted.classes)
     log_p = log_softmax(fitted.logits(table), axis=1)
-    values, tables, figures = {"rows": len(table)}, {"Predictions": _predictions(table, log_p)}, {}
+    values: dict[str, Any] = {"rows": len(table)}
+    tables, figures = {"Predictions": _predictions(table, log_p)}, {}
     notes: list[str] = []
     if table.labels is not None and table.n_labelled:
         rows = table.labels >= 0

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 
 from sanov.core import files
 from sanov.data.distillation import DistilTable
+from sanov.learning.checkpoints import full_weights
+from sanov.learning.processes import every_process
 from sanov.learning.students import Encoder, outputs
 
 __all__ = ["Best", "Judge", "scores"]
@@ -77,6 +79,8 @@ class Judge:
         Whether to keep the best weights.
     folder
         Where to keep them; None keeps them in memory.
+    resume
+        Whether weights that an earlier run kept there count.
     main
         Whether this process writes.
     """
@@ -96,17 +100,16 @@ class Judge:
         self.inputs = None if held_out is None else encoder.encode(held_out)
         self.path = None if folder is None else folder / BEST
         self.weights: dict[str, Tensor] = {}
-        self.best: Best | None = self._found() if resume else None
-        if self.best is None:
-            self.forget()
+        self.best: Best | None = self._found() if resume and self.select else None
 
     def __call__(self, model: nn.Module, step: int) -> dict[str, float]:
         """Evaluate, and keep the weights if they are the best so far."""
         found = {} if self.monitor is None else dict(self.monitor(model))
         if self.held_out is not None and self.inputs is not None:
             found |= scores(outputs(model, self.inputs, len(self.held_out)), self.held_out)
-            if self.select and (self.best is None or rank(found) > self.best.rank):
-                self._keep(model, Best(rank(found), step))
+            best = every_process(Best(rank(found), step))[0]  # one judgement, so that all processes take the same way
+            if self.select and (self.best is None or best.rank > self.best.rank):
+                self._keep(model, best)
         return found
 
     @property
@@ -114,26 +117,20 @@ class Judge:
         """Whether there is anything to evaluate."""
         return self.held_out is not None or self.monitor is not None
 
-    def restore(self, model: nn.Module) -> None:
-        """Give the model the best weights, if they were to be kept."""
-        if self.best is not None:
-            kept = self.weights or load_tensors(self._content())
-            model.load_state_dict(kept)
-
-    def forget(self) -> None:
-        """Remove the file of best weights."""
-        if self.path is not None and self.main:
-            self.path.unlink(missing_ok=True)
+    def chosen(self, model: nn.Module) -> dict[str, Tensor]:
+        """Return the weights to keep: the best, or those that the model has. All processes must call it."""
+        if self.best is None:
+            return full_weights(model)
+        return self.weights or load_tensors(self._content())
 
     def _keep(self, model: nn.Module, best: Best) -> None:
         self.best = best
-        inner = getattr(model, "module", model)  # what data parallelism wraps
-        state = {name: _whole(values).detach().cpu().clone() for name, values in inner.state_dict().items()}
+        weights = full_weights(model, here=self.path is None or self.main)
         if self.path is None:
-            self.weights = state
+            self.weights = weights
         elif self.main:
             told = {"best": json.dumps([*best.rank, best.step])}
-            files.write_bytes(self.path, save_tensors(state, metadata=told))
+            files.write_bytes(self.path, save_tensors(weights, metadata=told))
 
     def _found(self) -> Best | None:
         if self.path is None or not self.path.is_file():
@@ -145,9 +142,3 @@ class Judge:
 
     def _content(self) -> bytes:
         return b"" if self.path is None else self.path.read_bytes()
-
-
-def _whole(values: Tensor) -> Tensor:
-    """Gather a tensor that is sharded over processes."""
-    gather = getattr(values, "full_tensor", None)
-    return values if gather is None else gather()

@@ -17,7 +17,7 @@ from sanov.learning.processes import every_process
 __all__ = ["Batch", "Loss", "Objective", "Whole"]
 
 Batch = Mapping[str, Any]
-Weight = float | Callable[[int], float]
+Weight = float | int | Callable[[int], float]
 Sums = Mapping[str, tuple[Tensor, Weight]]
 Loss = Callable[[nn.Module, Batch], Sums]
 Whole = Literal["own", "gathered"]
@@ -83,7 +83,7 @@ class Objective:
         own: dict[str, float] = {}
         for batch in micro:
             for name, count in batch["counts"].items():
-                own[name] = own.get(name, 0) + count
+                own[name] = own.get(name, 0.0) + float(count)
         lengths, counts = zip(*every_process((len(micro), own)), strict=True)
         where = f"step {step + 1}"
         if min(lengths) != max(lengths) or max(lengths) == 0:
@@ -114,7 +114,7 @@ class Objective:
         weights = [found[name][1] for name in self.names]
         return (
             [found[name][0] for name in self.names],
-            [weight(step) if callable(weight) else weight for weight in weights],
+            [float(weight(step) if callable(weight) else weight) for weight in weights],
         )
 
     def _means(

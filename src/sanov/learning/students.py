@@ -24,7 +24,7 @@ from sanov.core.options import Options, option
 from sanov.data.distillation import DistilTable
 from sanov.nets.encoder import HashedNgrams, hash_ngrams, mlp
 
-__all__ = ["Encoded", "Encoder", "Fitted", "Student", "build"]
+__all__ = ["Encoded", "Encoder", "Fitted", "Student", "build", "is_finished", "outputs"]
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.json", "history.csv"
 FARTHEST = (
@@ -272,11 +272,16 @@ class Fitted:
         return cls(tree["system"], model.eval(), student, encoder, classes, tree["config"], tree["results"], history)
 
 
+def is_finished(folder: Path) -> bool:
+    """Whether a folder holds a finished student."""
+    return (folder / CONFIG).is_file()
+
+
 def _read_config(folder: Path) -> dict[str, Any]:
     if not folder.is_dir():
         found = "is a file" if folder.exists() else "there is no such folder"
         raise InputError(found, where=str(folder), expected="a folder that `sanov fit` wrote")
-    if not (folder / CONFIG).is_file():
+    if not is_finished(folder):
         fix = "a fit that was stopped goes on with --resume"
         raise InputError("holds no finished student (no config.json)", where=str(folder), fix=fix)
     tree: dict[str, Any] = files.read_json(folder / CONFIG)

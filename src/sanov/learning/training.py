@@ -172,7 +172,7 @@ def train(
         objective.names = tuple(history.losses)
         for step in track(range(len(history), 0 if history.finished else steps), "training"):
             seed_step(seed, step, setup.process, setup.device)
-            setup.set_rate(1.0 if schedule is None else schedule(step))
+            setup.set_rate(1.0 if schedule is None else float(schedule(step)))
             micro = list(batches(step, setup.inner))
             metrics = history.append(*objective.update(setup, micro, step, clip_norm))
             done = step + 1

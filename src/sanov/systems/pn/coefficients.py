@@ -121,7 +121,7 @@ class Coefficients:
     @property
     def aic(self) -> float | None:
         """-2 log L + 2p."""
-        return self._criterion(2 * self.parameters)
+        return self._criterion(2.0 * self.parameters)
 
     @property
     def aic2(self) -> float | None:
@@ -152,7 +152,7 @@ class Coefficients:
 def estimate(
     sample: Sample,
     *,
-    method: Method = "sandwich",
+    method: str = "sandwich",
     order: int = 2,
     bootstrap: int = 200,
     draws: int | None = None,
@@ -193,11 +193,12 @@ def estimate(
 
     Reference: sheena2021pn.
     """
-    if method not in METHODS:
+    chosen = next((known for known in METHODS if known == method), None)
+    if chosen is None:
         raise InputError(f"the method is {method!r}", where="method", expected=f"one of {', '.join(METHODS)}")
     if order not in (1, 2):
         raise InputError(f"the order is {order!r}", where="order", expected="1 or 2")
-    frame = frame_of(sample, method, order, draws=draws, tolerance=rank_tolerance, seed=seed)
+    frame = frame_of(sample, chosen, order, draws=draws, tolerance=rank_tolerance, seed=seed)
     found = order_one(frame) if order == 1 else order_two(frame)
     replicates = None
     if bootstrap:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -23,6 +23,7 @@ __all__ = ["Blocks", "Cumulants", "IndependentCumulants", "NormalCumulants", "St
 Blocks = Callable[[], Iterator[tuple[Float[ndarray, "rows p"], Float[ndarray, " rows"]]]]
 
 
+@runtime_checkable
 class Cumulants(Protocol):
     """What the expansion of the risk asks of a member."""
 

@@ -47,7 +47,7 @@ def normal_invariants(d: int) -> Invariants:
     p = d * (d + 3) // 2
     eighth = d * (d + 2) * (d + 4) * (d + 6)
     length = (eighth + 2 * d * d * (d + 2) + d * d) / 4
-    return Invariants(d**3 + 6 * d**2 + 7 * d, 2 * d * (d + 2) ** 2, length - p * (p + 2))
+    return Invariants(float(d**3 + 6 * d**2 + 7 * d), float(2 * d * (d + 2) ** 2), length - p * (p + 2))
 
 
 def poisson_invariants(means: Float[ndarray, " p"]) -> Invariants:
@@ -58,7 +58,7 @@ def poisson_invariants(means: Float[ndarray, " p"]) -> Invariants:
 
 def exponential_invariants(p: int) -> Invariants:
     """Return those of p independent exponential columns: 4, 4 and 6 each."""
-    return Invariants(4 * p, 4 * p, 6 * p)
+    return Invariants(4.0 * p, 4.0 * p, 6.0 * p)
 
 
 def multinomial_invariants(cells: Float[ndarray, " cells"]) -> Invariants:
@@ -67,7 +67,7 @@ def multinomial_invariants(cells: Float[ndarray, " cells"]) -> Invariants:
     return Invariants(m - 3 * p - 1, m - 2 * p - 1 - p * p, m - p * p - 4 * p - 1)
 
 
-def exponential_risk(n: int, shape: float = 1.0) -> float:
+def exponential_risk(n: int, shape: float | int = 1.0) -> float:
     """Risk of the exponential model under a Gamma truth of this shape and any scale; infinite where n shape <= 1.
 
     Parameters
@@ -89,7 +89,7 @@ def normal_risk(n: int, d: int) -> float:
     return 0.5 * (digammas + d * math.log(2 / n) + (n + 1) * d / (n - d - 2) - d)
 
 
-def poisson_risk(n: int, mean: float) -> float:
+def poisson_risk(n: int, mean: float | int) -> float:
     """Risk of the Poisson model under a Poisson truth, given that the sample is not all zero."""
     total = n * mean
     high = int(total + 15 * math.sqrt(total) + 40)

@@ -130,9 +130,7 @@ def frame_of(sample: Sample, method: Method, order: int, *, draws: int | None, t
     short = sample.rows <= sample.p
     if short and method != "closed_form" and (order == 2 or (method == "simple" and not sample.plain)):
         raise InputError(
-            f"n={sample.rows:g}, p={sample.p}: covariance is singular",
-            where="table",
-            fix="reduce p or use first order",
+            f"n={sample.rows:g}, p={sample.p}: covariance is singular; reduce p or use first order", where="table"
         )
     centre = sample.mean()
     rows, units = sample.covariances(centre)

@@ -6,7 +6,7 @@ import itertools
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -72,6 +72,7 @@ class Member:
     same_for_all: bool = False
 
 
+@runtime_checkable
 class Family(Protocol):
     """Sufficient statistics, and what is known of the members."""
 
@@ -303,4 +304,4 @@ def enumerated(states: Float[ndarray, "states p"], probabilities: Float[ndarray,
 
 def empty_cell(cell: str) -> InputError:
     """Say that a cell has no row."""
-    return InputError("the cell is empty", where=cell, fix="the MLE does not exist; merge cells")
+    return InputError("the cell is empty: the MLE does not exist; merge cells", where=cell)

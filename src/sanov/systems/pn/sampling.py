@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float
@@ -89,6 +89,7 @@ class Draws:
             yield statistics(self.table[start : start + step]), self.weights[start : start + step]
 
 
+@runtime_checkable
 class Sampler(Protocol):
     """A way to move chains so that the target stays as it is."""
 

@@ -124,10 +124,7 @@ def _check_finite(table: Float[ndarray, "rows columns"], columns: Sequence[str])
     if len(bad):
         row, column = (int(place) for place in bad[0])
         raise InputError(
-            f"the value is {table[row, column]}",
-            where=f"row {row + 1}, column '{columns[column]}'",
-            expected="a finite number",
-            fix="remove or impute",
+            f"the value is {table[row, column]}; remove or impute", where=f"row {row + 1}, column '{columns[column]}'"
         )
 
 
@@ -208,9 +205,9 @@ def _check_values(family: str, table: Float[ndarray, "rows columns"], columns: S
     for name, largest in zip(columns, table.max(axis=0), strict=True):
         if largest == 0:
             raise InputError(
-                "every value is zero",
+                "every value is zero: the MLE is on the boundary; risk is infinite",
                 where=f"column '{name}'",
-                fix="the MLE is on the boundary; risk is infinite: drop the column or collect more rows",
+                fix="drop the column or collect more rows",
             )
 
 
@@ -263,11 +260,8 @@ def _cells(table: Float[ndarray, "rows columns"], cells: Sequence[str] | None) -
     counts = np.bincount(table[:, 0].astype(int), minlength=len(cells))
     empty = [cell for cell, count in zip(cells, counts, strict=True) if count == 0]
     if empty:
-        raise InputError(
-            "the cell is empty" if len(empty) == 1 else f"the cell is empty, and so are {len(empty) - 1} others",
-            where=f"cell '{empty[0]}'",
-            fix="the MLE does not exist; merge cells",
-        )
+        others = f", and so are {len(empty) - 1} others" if len(empty) > 1 else ""
+        raise InputError(f"the cell is empty{others}: the MLE does not exist; merge cells", where=f"cell '{empty[0]}'")
     return Prepared("multinomial", Multinomial(tuple(cells)), ("cell",), table, len(cells) - 1)
 
 

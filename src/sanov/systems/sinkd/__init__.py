@@ -45,9 +45,9 @@ from sanov.data.distillation_sources import Columns
 from sanov.learning import distil, predictions, teachers
 from sanov.learning.distil import Component, Rows, Validation
 from sanov.learning.students import Fitted, Student
-from sanov.learning.training import Training
+from sanov.learning.training import Training, gathered
 from sanov.systems.sinkd import checks
-from sanov.systems.sinkd.losses import Gradient, Transported, gathered, sinkhorn_loss
+from sanov.systems.sinkd.losses import Gradient, Transported, sinkhorn_loss
 
 __all__ = [
     "Config",
@@ -162,25 +162,30 @@ def transport_component(config: Config, *, extra: str | None = None) -> Componen
         of other rows it is the negative control of the method.
     """
 
-    def loss(student_logits: Tensor, rows: Rows) -> Tensor:
-        moved, share = _move(student_logits, rows)
-        form = SUM_FORM * moved.rows if config.preset == "paper" else 1.0
-        return form * moved.rows * share * moved.value
-
-    def monitor(student_logits: Tensor, rows: Rows) -> dict[str, float]:
-        moved, _ = _move(student_logits, rows)
-        return {"transport_cost": float(moved.value), "marginal_error": float(moved.marginal_error)}
-
-    def _move(student_logits: Tensor, rows: Rows) -> tuple[Transported, float]:
-        """Return the transport, and this process's share of its rows: the loop adds over processes."""
+    def move(student_logits: Tensor, rows: Rows) -> Transported:
         target = rows.teacher if extra is None else rows.extras[extra]
-        own = len(student_logits)
         if config.transport.gather:
             student_logits, target = gathered(student_logits), gathered(target)
-        return sinkhorn_loss(student_logits, target, **config.solver()), own / len(student_logits)
+        return sinkhorn_loss(student_logits, target, **config.solver())
+
+    def loss(student_logits: Tensor, rows: Rows) -> Tensor:
+        if not len(student_logits) and not config.transport.gather:  # more processes than rows in the batch
+            return student_logits.sum()
+        moved = move(student_logits, rows)
+        form = SUM_FORM * moved.rows if config.preset == "paper" else 1.0
+        return form * moved.rows * moved.value
+
+    def monitor(student_logits: Tensor, rows: Rows) -> dict[str, float]:
+        moved = move(student_logits, rows)
+        return {"transport_cost": float(moved.value), "marginal_error": float(moved.marginal_error)}
 
     return Component(
-        "transport", loss, weight=config.transport_weight, whole_batch=True, balance=config.balance, monitor=monitor
+        "transport",
+        loss,
+        weight=config.transport_weight,
+        whole_batch="gathered" if config.transport.gather else "own",
+        balance=config.balance,
+        monitor=monitor,
     )
 
 
@@ -238,11 +243,11 @@ def fit(
         There are no teacher logits, one class, or nothing that tells rows apart.
     """
     _check(data, config)
-    data = teachers.with_teacher(data, config.teacher, folder=out)
     _warn_of_partial_batch(data, config)
-    fitted = distil.fit(
+    return distil.fit(
         data,
         components(config),
+        teacher=config.teacher,
         training=config.training,
         student=config.student,
         validation=config.validation,
@@ -253,7 +258,6 @@ def fit(
         config=config.model_dump(mode="json"),
         before=lambda student, teacher: _look(student, teacher, config),
     )
-    return fitted
 
 
 def apply(data: DistilTable, config: Config, *, fitted: Fitted | str | Path | None = None, seed: int = 0) -> Answer:

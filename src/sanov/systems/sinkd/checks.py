@@ -1,4 +1,4 @@
-"""What is looked at before training: do the outputs overlap, does epsilon invite collapse, are the marginals met?"""
+"""What is looked at before training: overlap of the outputs, an epsilon that invites collapse, the marginals."""
 
 from __future__ import annotations
 

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import math
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
-import torch.distributed as dist
 from jaxtyping import Float
 from torch import Tensor
 
 from sanov.core.errors import InputError
 from sanov.transport import Plan, pairwise_cost, sinkhorn, sorted_transport_1d
 
-__all__ = ["Gradient", "Transported", "gathered", "sinkhorn_loss"]
+__all__ = ["Gradient", "Transported", "sinkhorn_loss"]
 
 Gradient = Literal["unroll", "envelope", "implicit"]
 
@@ -129,37 +128,3 @@ def _sorted(student: Tensor, teacher: Tensor, p: float, plain: bool) -> Transpor
     stretch = 2.0 ** (1.0 / p) if math.isfinite(p) else 1.0
     value = stretch * sorted_transport_1d(student[:, 0], teacher[:, 0])
     return Transported(value, value.new_zeros(()), len(student))
-
-
-# -- over processes ---------------------------------------------------------------------------------------------------
-
-
-def gathered(rows: Float[Tensor, "rows classes"]) -> Float[Tensor, "all_rows classes"]:
-    """Rows of all processes, with gradient; the rows themselves where there is one process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return rows
-    gathered_rows: Tensor = _AllGather.apply(rows)  # type: ignore[no-untyped-call]
-    return gathered_rows
-
-
-class _AllGather(torch.autograd.Function):
-    """Concatenate over processes; the gradient of a row is the sum of what all processes have for it."""
-
-    @staticmethod
-    def forward(ctx: Any, rows: Tensor) -> Tensor:
-        sizes = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(dist.get_world_size())]
-        dist.all_gather(sizes, torch.tensor([len(rows)], device=rows.device))
-        counts = [int(size) for size in sizes]
-        padded = rows.new_zeros(max(counts), *rows.shape[1:])  # the collective needs equal shapes
-        padded[: len(rows)] = rows
-        parts = [torch.empty_like(padded) for _ in counts]
-        dist.all_gather(parts, padded)
-        ctx.start = sum(counts[: dist.get_rank()])
-        ctx.rows = len(rows)
-        return torch.cat([part[:count] for part, count in zip(parts, counts, strict=True)])
-
-    @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        grad = grad.contiguous()
-        dist.all_reduce(grad)
-        return grad[ctx.start : ctx.start + ctx.rows]
