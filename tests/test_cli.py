@@ -80,10 +80,10 @@ def test_show_gives_options_with_their_sources(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["apply", "pm", "data.csv"], "did you mean 'pn'?"),
+        (["apply", "pm", "data.csv"], "Did you mean 'pn'?"),
         (["fit", "pn", "data.csv", "--out", "x"], "there is nothing to fit"),
-        (["apply", "pn", "data.csv", "epsilom=0.1"], "did you mean 'epsilon'?"),
-        (["apply", "pn", "data.csv", "epsilon=0.7"], "epsilon: the value is '0.7'; expected a number > 0.0 and < 0.5"),
+        (["apply", "pn", "data.csv", "epsilom=0.1"], "Did you mean 'epsilon'?"),
+        (["apply", "pn", "data.csv", "epsilon=0.7"], "epsilon: the value is '0.7'; expected a number > 0 and < 0.5"),
         (["apply", "pn", "data.csv", "epsilon=0.1", "epsilon=0.2"], "given twice"),
         (["apply", "pn", "nowhere.csv"], "nowhere.csv"),
         (["apply", "pn", "."], "folder"),

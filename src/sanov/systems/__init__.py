@@ -89,7 +89,7 @@ def find(name: str) -> Row:
     rows = {row.name: row for row in SYSTEMS + BASELINES}
     if name in rows:
         return rows[name]
-    near = difflib.get_close_matches(name, rows, n=1)
+    near = difflib.get_close_matches(name, rows, n=1, cutoff=0.5)
     fix = f"did you mean '{near[0]}'?" if near else "`sanov list --all` shows them"
     raise InputError("there is no such system", where=name, expected=f"one of {', '.join(rows)}", fix=fix)
 
