@@ -356,7 +356,7 @@ def test_too_few_rows(method):
 
 
 def test_fewer_rows_than_columns_have_no_normal_fit():
-    with pytest.raises(InputError, match="the MLE does not exist: the covariance of the columns is singular"):
+    with pytest.raises(InputError, match="the MLE does not exist: the covariance of the columns is singular"):  # noqa: PT012
         prepared = prepare("gaussian", heavy(40, 5), list("abcde"))
         estimate(Sample(Prepared("gaussian", prepared.model, prepared.columns, prepared.table[:4], 20)), order=1)
 
@@ -364,7 +364,7 @@ def test_fewer_rows_than_columns_have_no_normal_fit():
 def test_too_many_statistics_for_the_second_order():
     rng = np.random.default_rng(0)
     sample = gaussian(rng.normal(size=(400, 24)))
-    with pytest.raises(InputError, match="p=324.*at most 300"):
+    with pytest.raises(InputError, match="p=324.*at most 300"):  # noqa: RUF043
         estimate(sample)
     assert estimate(sample, method="closed_form", bootstrap=0).b > 0
     assert estimate(sample, order=1, bootstrap=10).interval("a")[0] > 0
