@@ -157,19 +157,18 @@ def risk_by_duality(second, third, fourth, covariance, skewness):
     return a, -(up3 * skewness).sum() / 3 + (dual4 * pairs).sum() / 8
 
 
-def risk_of_design(statistics, weights, clusters, multipliers):
-    """a and b of the simple form for clusters that count `multipliers` times, with every tensor written out."""
+def risk_of_design(statistics, weights, clusters, multipliers, model=None):
+    """a and b for clusters that count `multipliers` times, every tensor written out; model: mean -> its cumulants.
+
+    Without a model the cumulants of the rows stand for it.
+    """
     _, place = np.unique(clusters, return_inverse=True)
     counted = weights * multipliers[place]
     total = counted.sum()
-    mean, second, third, fourth = cumulant_tensors(statistics, counted / total)
+    mean, *cumulants = cumulant_tensors(statistics, counted / total)
+    second, third, fourth = cumulants if model is None else model(mean)
     sums = np.zeros((place.max() + 1, statistics.shape[1]))
     np.add.at(sums, place, weights[:, None] * (statistics - mean))
     covariance = np.einsum("c,ci,cj->ij", multipliers, sums, sums) / total
     skewness = np.einsum("c,ci,cj,ck->ijk", multipliers, sums, sums, sums) / total
     return np.array(risk_by_duality(second, third, fourth, covariance, skewness))
-
-
-def skewness_by_pairs(white):
-    """T1 of whitened rows as the mean cubed inner product of all pairs."""
-    return ((white @ white.T) ** 3).sum() / len(white) ** 2

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 from torch import nn
 
-from learning.toy_run import adam, batches_of, long_run, net, random_state, run, sgd, vector
+from learning.toy_run import adam, batches_of, long_run, net, random_state, run, search_path, sgd, vector
 from sanov.core.errors import InputError, SanovWarning
 from sanov.learning.history import History
 from sanov.learning.training import full_weights, load_weights
@@ -34,8 +34,8 @@ def interrupted(tmp_path_factory):
     folder = tmp_path_factory.mktemp("killed") / "checkpoints"
     target = random.randrange(2, 14)
     command = [sys.executable, "-m", "learning.killed_run", str(folder), str(STEPS), "50"]
-    paths = {"PYTHONPATH": str(Path(__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, env=os.environ | paths)
+    settings = {"PYTHONPATH": search_path(), "OMP_NUM_THREADS": "1"}
+    process = subprocess.Popen(command, env=os.environ | settings)
     try:
         deadline = time.monotonic() + PATIENCE
         while max(numbers(folder), default=0) < 3 * target:

@@ -1,5 +1,8 @@
 """A small run that tests of the training loop share, in this process and in others: two terms of different counts."""
 
+import os
+from pathlib import Path
+
 import numpy as np
 import torch
 from torch import nn
@@ -121,3 +124,8 @@ def long_run(steps, **options):
     rate = schedule("cosine", steps, warmup=0.1)
     _, history = run(model, batches, loss=normed, steps=steps, schedule=rate, **(defaults | options))
     return model, history, drawn
+
+
+def search_path():
+    """PYTHONPATH with which another process finds this module."""
+    return os.pathsep.join(filter(None, [str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")]))

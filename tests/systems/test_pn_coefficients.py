@@ -21,7 +21,7 @@ from sanov.systems.pn.statistics import Prepared, cross, dependent_columns, prep
 METHODS = ("sandwich", "simple", "closed_form")
 
 
-def heavy(n=300, d=3, seed=0):
+def heavy(n=300, d=3, seed=1):
     rng = np.random.default_rng(seed)
     return rng.standard_t(9, size=(n, d)) @ (rng.normal(size=(d, d)) + 2 * np.eye(d))
 
@@ -130,12 +130,12 @@ def test_the_first_order_is_the_a_of_the_second(method):
 
 
 def test_a_cross_classification_is_a_multinomial():
-    codes, cells = cross({"colour": ["red", "blue", "red", "blue", "red"], "size": [1, 1, 2, 2, 2]})
+    codes, cells = cross({"colour": ["red", "blue", "red", "blue", "red"] * 4, "size": [1, 1, 2, 2, 2] * 4})
     assert cells == ["colour=blue, size=1", "colour=blue, size=2", "colour=red, size=1", "colour=red, size=2"]
     found = estimate(Sample(prepare("multinomial", codes, ["cell"], cells=cells)), bootstrap=0)
     shares = np.array([1, 1, 1, 2]) / 5
     assert (found.a, found.b) == pytest.approx((1.5, (5 * (1 / shares).sum() - 23) / 12))
-    assert found.no_mle == pytest.approx(((1 - shares) ** 5).sum())
+    assert found.no_mle == pytest.approx(((1 - shares) ** 20).sum())
 
 
 # -- misspecification -------------------------------------------------------------------------------------------------
@@ -356,15 +356,16 @@ def test_too_few_rows(method):
 
 
 def test_fewer_rows_than_columns_have_no_normal_fit():
-    with pytest.raises(InputError, match="the MLE does not exist: the covariance of the columns is singular"):  # noqa: PT012
-        prepared = prepare("gaussian", heavy(40, 5), list("abcde"))
-        estimate(Sample(Prepared("gaussian", prepared.model, prepared.columns, prepared.table[:4], 20)), order=1)
+    prepared = prepare("gaussian", heavy(40, 5), list("abcde"))
+    short = Sample(Prepared("gaussian", prepared.model, prepared.columns, prepared.table[:4], 20))
+    with pytest.raises(InputError, match="the MLE does not exist: the covariance of the columns is singular"):
+        estimate(short, order=1)
 
 
 def test_too_many_statistics_for_the_second_order():
     rng = np.random.default_rng(0)
     sample = gaussian(rng.normal(size=(400, 24)))
-    with pytest.raises(InputError, match="p=324.*at most 300"):  # noqa: RUF043
+    with pytest.raises(InputError, match=r"p=324.*at most 300"):
         estimate(sample)
     assert estimate(sample, method="closed_form", bootstrap=0).b > 0
     assert estimate(sample, order=1, bootstrap=10).interval("a")[0] > 0

@@ -112,10 +112,10 @@ DIVERGENCES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
 
 def row_loss(
     name: Name,
-    student_logits: Float[Tensor, "*batch classes"],
-    teacher_logits: Float[Tensor, "*batch classes"],
+    student_logits: Float[Tensor, "*student_rows student_classes"],
+    teacher_logits: Float[Tensor, "*teacher_rows teacher_classes"],
     temperature: float = 1.0,
-) -> Float[Tensor, "*batch"]:
+) -> Float[Tensor, "*student_rows"]:
     """How far a student's output is from its teacher's, for each row; 0 where they agree.
 
     Parameters
@@ -217,8 +217,9 @@ def fit(
         What a term needs is missing, or there is one class.
     """
     return distil.fit(
-        teachers.with_teacher(data, config.teacher, folder=out),
+        data,
         components(config),
+        teacher=config.teacher,
         training=config.training,
         student=config.student,
         validation=config.validation,

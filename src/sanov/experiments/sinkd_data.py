@@ -6,6 +6,7 @@ validation, and each seed has its own teacher; SST-2 keeps its published split a
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator, Mapping
 from importlib.util import find_spec
 from pathlib import Path
@@ -69,13 +70,21 @@ def parts(name: str, seed: int, sizes: Mapping[str, int]) -> Parts:
         Rows of each part (images only).
     """
     if name == "sst2":
-        return Parts(text.sst2("train"), text.sst2("dev"), text.sst2("test"))
-    table = images.digits() if name == "digits" else images.mnist()
+        return Parts(*(_whole(f"sst2_{part}") for part in ("train", "dev", "test")))
+    table = _whole(name)
     labels = table.labels
     assert labels is not None
     test, pool = stratified(labels, (sizes["test"], len(labels) - sizes["test"]), TEST_SEED)
     train, validation = stratified(labels[pool], (sizes["train"], sizes["validation"]), seed)
     return Parts(table.take(pool[train]), table.take(pool[validation]), table.take(test))
+
+
+@functools.cache
+def _whole(name: str) -> DistilTable:
+    """Read a table once a process: it is the same for hundreds of cells."""
+    if name.startswith("sst2"):
+        return text.sst2(name.removeprefix("sst2_"))
+    return images.digits() if name == "digits" else images.mnist()
 
 
 # -- teachers ---------------------------------------------------------------------------------------------------------

@@ -71,7 +71,8 @@ def _rank_agreement(records: Sequence[Record]) -> dict[int, float]:
         if all((name, arm, seed) in found for name, arm in product(data, order))
     ]
     means = {seed: [np.mean([found[name, arm, seed] for name in data]) for arm in order] for seed in complete}
-    return {seed: float(kendalltau([4, 3, 2, 1], values).statistic) for seed, values in means.items()}
+    taus = {seed: float(kendalltau([4, 3, 2, 1], values).statistic) for seed, values in means.items()}
+    return {seed: 0.0 if np.isnan(tau) else tau for seed, tau in taus.items()}  # no order where all are equal
 
 
 def _uninformative(name: str) -> Callable[[Sequence[Record]], str | None]:

@@ -92,15 +92,14 @@ class Checkpoints:
             return History()
         path = self.folder / name
         if not path.is_dir():
-            raise InputError(
-                "is not seen by every process", where=str(path), fix="use a folder that all machines share"
-            )
+            fix = "use a folder that all machines share"
+            raise InputError("is not seen by every process", where=str(path), fix=fix)
         self._check_run(path)
         self.kept = [found for found in self._found() if found.name <= name][-self.keep :]
         load_weights(self.setup.inner, load_file(path / WEIGHTS))
-        _load_state(
-            self.setup.inner, self.setup.optimizer, torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True)
-        )
+        shared = self.setup.processes > 1  # a machine then reads the file once for all of its processes
+        state = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True, mmap=shared)
+        _load_state(self.setup.inner, self.setup.optimizer, state)
         return History.from_dict(files.read_json(path / HISTORY))
 
     def _refuse_unfinished(self) -> None:
@@ -157,7 +156,7 @@ def _damage(path: Path) -> str | None:
         changed = [name for name, digest in _digests(path).items() if sealed.get(name) != digest]
     except (InputError, AttributeError) as error:
         return str(error)
-    return f"{changed[0]} has changed" if changed else None
+    return f"{changed[0]} is not what {SEAL} says" if changed else None
 
 
 # -- weights and optimizer state of the whole model -------------------------------------------------------------------
@@ -231,9 +230,8 @@ def _copy(tensor: Tensor) -> Tensor:
 def _load_state(model: nn.Module, optimizer: Optimizer, tree: Mapping[str, Any]) -> None:
     weights = _names(model, optimizer)
     if [name for name, _ in weights] != tree["names"]:
-        raise InputError(
-            "the optimizer is of other weights", where="the checkpoint", fix="use the optimizer of that run"
-        )
+        fix = "give it the weights that it had in that run"
+        raise InputError("the optimizer is of other weights", where="the checkpoint", fix=fix)
     state = {
         place: {key: _like(value, weight) for key, value in tree["state"][name].items()}
         for place, (name, weight) in enumerate(weights)

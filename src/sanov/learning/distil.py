@@ -105,6 +105,7 @@ def fit(
     folder = None if out is None else Path(out)
     active = [component for component in components if component.weight > 0 or component.balance > 0]
     _check(table, active, teacher)
+    _check_whole(active, training)
     table = with_teacher(table, teacher, folder=folder)
     rows, held_out = (table, validation) if isinstance(validation, DistilTable) else _divided(table, choice, seed)
     encoder = Encoder.of(rows, student)
@@ -217,6 +218,13 @@ def _check(table: DistilTable, active: Sequence[Component], teacher: str) -> Non
         name = table.classes[present.pop()]
         fix = "leave out the column of labels to learn from the teacher alone"
         raise InputError(f"all labels are of one class ({name!r})", where=table.name, expected="at least two", fix=fix)
+
+
+def _check_whole(active: Sequence[Component], training: Training) -> None:
+    whole = [component.name for component in active if component.whole_batch or component.balance > 0]
+    if whole and 0 < training.micro_batch < training.batch_size:
+        found = f"{whole[0]!r} is no sum over rows, and training.micro_batch splits the batch"
+        raise InputError(found, where="training.micro_batch", expected="0", fix="make training.batch_size smaller")
 
 
 class _Feed:

@@ -76,7 +76,7 @@ class Prepared:
         model: Any = self.model
         if last or self.processes == 1:
             yield
-        elif hasattr(model, "set_requires_gradient_sync"):  # FSDP2
+        elif _is_sharded(model):
             model.set_requires_gradient_sync(False)
             try:
                 yield
@@ -146,7 +146,7 @@ def prepared(
     accelerator = _accelerator(trackers, folder)
     kept = {name: model.__dict__[name] for name in MARKS if name in model.__dict__}
     try:
-        yield _prepared(accelerator, model, optimizer, _sharded(accelerator, parallel))
+        yield _prepared(accelerator, model, optimizer, _sharded(accelerator, model, parallel))
     finally:
         for tracker in accelerator.trackers:
             tracker.finish()
@@ -190,8 +190,10 @@ def _check_trackers(names: Iterable[str]) -> None:
             raise InputError("is not installed", where=f"the tracker {name}", fix=f"pip install {name}")
 
 
-def _sharded(accelerator: Any, parallel: Parallel) -> bool:
+def _sharded(accelerator: Any, model: nn.Module, parallel: Parallel) -> bool:
     """Whether weights are sharded by us: Accelerate does so on some devices only, and else falls back to DDP."""
+    if _is_sharded(model):
+        return True
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if parallel == "ddp" and asked:
         raise InputError("the launcher asks for FSDP", where="parallel", expected="auto or fsdp")
@@ -199,11 +201,15 @@ def _sharded(accelerator: Any, parallel: Parallel) -> bool:
     return wanted and accelerator.num_processes > 1 and not accelerator.is_fsdp2
 
 
+def _is_sharded(model: nn.Module) -> bool:
+    return hasattr(model, "set_requires_gradient_sync")  # what FSDP2 adds to a module
+
+
 def _prepared(accelerator: Any, model: nn.Module, make: MakeOptimizer, sharded: bool) -> Prepared:
     model.train()
-    if not accelerator.is_fsdp2:
+    if not (accelerator.is_fsdp2 or _is_sharded(model)):
         model.to(accelerator.device)
-    if sharded:
+    if sharded and not _is_sharded(model):  # it is, where it was trained before
         _shard(accelerator, model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if not weights:
@@ -225,15 +231,16 @@ def _shard(accelerator: Any, model: nn.Module) -> None:
         raise InputError(f"mixed precision is {accelerator.mixed_precision}", where="fsdp", expected="no or bf16")
     for values in [*model.parameters(), *model.buffers()]:
         dist.broadcast(values.detach(), src=0)
-    policy = MixedPrecisionPolicy()
-    if accelerator.mixed_precision == "bf16":
-        policy = MixedPrecisionPolicy(torch.bfloat16, reduce_dtype=torch.float32, output_dtype=torch.float32)
     mesh = init_device_mesh(accelerator.device.type, (accelerator.num_processes,))
+    inside = outside = MixedPrecisionPolicy()
+    if accelerator.mixed_precision == "bf16":  # losses are computed in single precision
+        inside = MixedPrecisionPolicy(torch.bfloat16, torch.float32)
+        outside = MixedPrecisionPolicy(torch.bfloat16, torch.float32, torch.float32)
     blocks = {name for module in model.modules() for name in getattr(module, "_no_split_modules", None) or ()}
     for module in list(model.modules()):
         if type(module).__name__ in blocks and module is not model:
-            fully_shard(module, mesh=mesh, mp_policy=policy)
-    fully_shard(model, mesh=mesh, mp_policy=policy)
+            fully_shard(module, mesh=mesh, mp_policy=inside)
+    fully_shard(model, mesh=mesh, mp_policy=outside)
 
 
 def whole(tensor: Tensor) -> Tensor:

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 from scipy.special import log_softmax
-from scipy.stats import binomtest
 
 from sanov.core.answers import Answer
 from sanov.core.errors import InputError
@@ -111,6 +110,8 @@ def _scores(log_p: np.ndarray, labels: np.ndarray) -> dict[str, Any]:
 
 def _share(name: str, right: np.ndarray) -> dict[str, float]:
     """Return a share with its 95 % interval after Wilson."""
+    from scipy.stats import binomtest  # imported here: it takes most of a second
+
     interval = binomtest(int(right.sum()), len(right)).proportion_ci(method="wilson")
     return {name: float(right.mean()), f"{name}_low": float(interval.low), f"{name}_high": float(interval.high)}
 

@@ -95,10 +95,12 @@ class Objective:
             if set(found) != set(self.names):
                 expected = f"{_list(self.names)}, as in all steps and processes"
                 raise InputError(f"the components are {_list(found)}", where=where, expected=expected)
-        split = [name for name in self.whole_batch if name in own and lengths[0] > 1]
-        if split:
-            fix = "take the batch at once (micro_batch=0) or make it smaller"
-            raise InputError(f"{split[0]!r} is no sum over rows, and the batch is split", where=where, fix=fix)
+        for name in self.whole_batch:
+            if name not in self.names:
+                raise InputError(f"{name!r} is no component", where="whole_batch", expected=_list(self.names))
+            if lengths[0] > 1:
+                fix = "take the batch at once (micro_batch=0) or make it smaller"
+                raise InputError(f"{name!r} is no sum over rows, and the batch is split", where=where, fix=fix)
         return {name: sum(found[name] for found in counts) or math.inf for name in self.names}
 
     def _sums(self, setup: Prepared, batch: Batch, step: int) -> tuple[list[Tensor], list[float]]:

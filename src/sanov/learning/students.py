@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -30,6 +31,7 @@ WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.json", "history.csv"
 FARTHEST = (
     10.0  # standard deviations to which a feature is cut: one that hardly varies in training may be far out later
 )
+WIDTH, HEIGHT = 100, 24  # one screen
 ROWS = 4096  # rows of one forward pass without gradient
 
 
@@ -221,14 +223,14 @@ class Fitted:
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         inputs = "texts" if self.encoder.is_text else f"{len(self.encoder.features)} features"
         lines = [f"{self.system}: a student of {weights:,} weights on {inputs}, {len(self.classes)} classes"]
-        for name, value in self.results.items():
-            if isinstance(value, str | int | float):
-                lines.append(
-                    f"{name.replace('_', ' '):<24}{value:.4g}"
-                    if isinstance(value, float)
-                    else f"{name.replace('_', ' '):<24}{value}"
-                )
-        return "\n".join([*lines[:20], *(f"- {note}" for note in self.results.get("notes", ())[:3])])
+        scalars = {
+            name.replace("_", " "): value for name, value in self.results.items() if isinstance(value, int | float)
+        }
+        width = max(map(len, scalars), default=0)
+        for name, value in scalars.items():
+            lines.append(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else f'{value:,}'}")
+        notes = [textwrap.wrap(f"- {note}", WIDTH, subsequent_indent="  ") for note in self.results.get("notes", ())]
+        return "\n".join([*lines[: HEIGHT - sum(map(len, notes))], *(line for note in notes for line in note)])
 
     def save(self, folder: str | Path) -> None:
         """Write weights, configuration and history into a folder; the configuration last, as the seal of the whole.

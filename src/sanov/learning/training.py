@@ -7,7 +7,8 @@ step into micro-batches or over processes changes nothing for components that ar
 
 Counts are known before the forward pass, so that they are added up before the first gradient is taken. Everything
 random inside a step follows from (seed, step, process), a schedule is a function of the step, and batches are one of
-seed, step and weights: a run that was killed and resumed is bit for bit the run that was not.
+seed, step and weights: a run that was killed and resumed is bit for bit the run that was not, where the device computes
+the same twice.
 """
 
 from __future__ import annotations
@@ -137,7 +138,8 @@ def train(
     keep
         How many checkpoints stay.
     resume
-        Go on from the newest checkpoint in `out` that is undamaged; begin anew where there is none.
+        Go on from the newest checkpoint in `out` that is undamaged; begin anew where there is none. The number of
+        processes may be another one, DDP may follow on FSDP2 or the reverse; only random numbers then differ.
     seed
         Of everything random inside a step: the generators of Python, NumPy and torch are set from (seed, step, process)
         when it begins. Afterwards they are what they were before.
@@ -207,12 +209,15 @@ def _due(done: int, steps: int, every: int) -> bool:
 def _modes(whole_batch: Collection[str] | Mapping[str, Whole], setup: Prepared) -> Mapping[str, Whole]:
     """Return how each component that is no sum over rows sees the rows of several processes."""
     if isinstance(whole_batch, Mapping):
+        for name, mode in whole_batch.items():
+            if mode not in ("own", "gathered"):
+                raise InputError(f"{name!r} is {mode!r}", where="whole_batch", expected="own or gathered")
         return whole_batch
     if whole_batch and setup.processes > 1 and setup.main:
         names = ", ".join(map(repr, whole_batch))
         warnings.warn(
             f"each of the {setup.processes} processes computes {names} on its own rows of a step, not on all of them; "
-            f'whole_batch={{name: "own"}} says that this is meant',
+            'whole_batch={name: "own"} says that this is meant',
             SanovWarning,
             stacklevel=3,
         )
@@ -222,7 +227,7 @@ def _modes(whole_batch: Collection[str] | Mapping[str, Whole], setup: Prepared) 
 def _run(setup: Prepared, seed: int, steps: int, clip_norm: float | None) -> dict[str, Any]:
     """Return what a run is, as far as the loop can see it: a checkpoint of another one is refused."""
     shapes = {name: list(weight.shape) for name, weight in setup.inner.named_parameters()}
-    run = {"seed": seed, "steps": steps, "clip_norm": clip_norm, "weights": digest(shapes)}
+    run = {"seed": seed, "steps": steps, "clip_norm": clip_norm, "weights (a digest)": digest(shapes)}
     run["optimizer"] = type(setup.optimizer).__name__
     for number, group in enumerate(setup.optimizer.param_groups):
         run |= {f"group {number} {name}": repr(value) for name, value in group.items() if name != "params"}

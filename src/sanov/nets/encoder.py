@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 __all__ = ["HashedNgrams", "hash_ngrams", "mlp"]
 
+SMALL = 0.01  # scale of untrained embeddings: an n-gram that training never saw says next to nothing
 WORD = re.compile(r"\w+|[^\w\s]")  # a run of letters and digits, or one mark of punctuation
 
 
@@ -56,6 +57,7 @@ class HashedNgrams(nn.Module):
     def __init__(self, outputs: int, buckets: int = 65_536, embedding: int = 64, width: int = 128, depth: int = 1):
         super().__init__()
         self.bag = nn.EmbeddingBag(buckets, embedding, mode="mean")
+        nn.init.normal_(self.bag.weight, std=SMALL)
         self.head = mlp(embedding, outputs, width, depth)
 
     def forward(self, ids: Int[Tensor, " ngrams"], offsets: Int[Tensor, " texts"]) -> Float[Tensor, "texts outputs"]:

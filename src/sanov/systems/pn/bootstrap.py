@@ -8,7 +8,8 @@ is
 
 the second on the logarithmic scale, so that a* stays positive. The multipliers are exponential, which makes this the
 first-order form of the Bayesian bootstrap (rubin1981bayesian; vandervaart1996weak, section 3.6). All replicates are made
-at once; nothing of the size of the table is held but two numbers per unit.
+at once; nothing of the size of the table is held but two numbers per unit. Where the statistics have so heavy tails that
+the moments of twice their order are badly known, the intervals are too short, as every bootstrap's are.
 """
 
 from __future__ import annotations

@@ -14,7 +14,7 @@ V. A row of frequency f stands for f equal, independent units.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -98,7 +98,7 @@ class Sample:
     prepared
         The table in the coordinates of its family.
     weights
-        A weight per row, not negative; None weighs all alike.
+        A weight per row, not negative: a list, an array or a series; None weighs all alike.
     weights_kind
         ``probability``: a row stands for 1/probability others, and the weights are scaled to mean one. ``frequency``: a
         row was observed so many times.
@@ -117,7 +117,7 @@ class Sample:
         self,
         prepared: Prepared,
         *,
-        weights: Sequence[float] | Float[ndarray, " rows"] | None = None,
+        weights: Any = None,
         weights_kind: WeightsKind = "probability",
         clusters: Any = None,
         block: int = BLOCK,

@@ -15,6 +15,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Float
 from numpy import ndarray
+from numpy.random import Generator
 from scipy import special
 
 from sanov.core.errors import InputError
@@ -30,7 +31,7 @@ FEWEST_CHAINS, MOST_CHAINS, DRAWS_A_CHAIN = 50, 2000, 100
 ROUNDS = 40  # Newton steps before the draws
 SWEEPS = 20  # sweeps a Newton step
 BURN = 100  # sweeps at the final theta before the first draw
-LONGEST_STEP = 1.0  # of a Newton step, in standard deviations of the statistics
+LONGEST_STEP, WORSE = 1.0, 1.5  # in standard deviations of the statistics; growth of a squared distance
 LEAST_SHARE = 0.5  # effective share of the draws after weighting; below it they are drawn again
 REPEATS = 6
 ACCEPTED = 0.3  # share of proposals that a random walk should accept
@@ -95,7 +96,7 @@ class Sampler(Protocol):
 
     thin: int
 
-    def move(self, states: Table, theta: Float[ndarray, " p"], sweeps: int, rng: np.random.Generator) -> Table:
+    def move(self, states: Table, theta: Float[ndarray, " p"], sweeps: int, rng: Generator) -> Table:
         """Return the chains after some sweeps."""
 
 
@@ -115,7 +116,7 @@ class Flips:
     def __init__(self, gain: Callable[[ndarray, int, ndarray], ndarray], values: tuple[float, float]):
         self.gain, self.total = gain, sum(values)
 
-    def move(self, states: Table, theta: Float[ndarray, " p"], sweeps: int, rng: np.random.Generator) -> Table:
+    def move(self, states: Table, theta: Float[ndarray, " p"], sweeps: int, rng: Generator) -> Table:
         """Return the chains after some sweeps."""
         states = states.copy()
         for _ in range(sweeps):
@@ -142,7 +143,7 @@ class Walk:
         self.thin = 5 + 2 * len(root)
         self.adapting = True
 
-    def move(self, states: Table, theta: Float[ndarray, " p"], sweeps: int, rng: np.random.Generator) -> Table:
+    def move(self, states: Table, theta: Float[ndarray, " p"], sweeps: int, rng: Generator) -> Table:
         """Return the chains after some sweeps."""
         current = self._log_density(states, theta)
         for _ in range(sweeps):
@@ -249,63 +250,92 @@ def draw_member(
     Raises
     ------
     InputError
-        If the chains run away (the density cannot be normalised there), or no member with this mean is found.
+        If the chains run away or do not settle (the density cannot be normalised), or do not find the member.
     """
     rng = np.random.default_rng(drawing.seed)
     chains = int(np.clip(drawing.draws // DRAWS_A_CHAIN, FEWEST_CHAINS, MOST_CHAINS))
     states = drawing.table[rng.integers(len(drawing.table), size=chains)]
-    theta, states = _approach(statistics, mean, sampler, np.array(start, float), states, rng)
+    theta, states = _approach(statistics, mean, sampler, np.array(start, float), drawing, states, rng)
     if isinstance(sampler, Walk):
         sampler.adapting = False
     for _ in range(REPEATS):
         states = sampler.move(states, theta, BURN * sampler.thin // 5, rng)
         table = _collect(sampler, states, theta, -(-drawing.draws // chains), rng)
         states = table[:, -1]
-        draws = _solve(statistics, mean, theta, table)
-        if draws.mixing > UNSETTLED:
-            raise InputError(
-                f"the Markov chains do not settle (scale reduction {draws.mixing:.2f})",
-                where="family",
-                expected="statistics with which exp(theta . xi) can be normalised",
-                fix="add a statistic that bounds the tails, take more draws, or method=simple, which needs none",
-            )
+        mixing = _mixing(table, statistics)
+        if not mixing < UNSETTLED:
+            raise _lost(f"the Markov chains do not settle (scale reduction {mixing:.2f})")
+        try:
+            draws = _solve(statistics, mean, theta, table, mixing)
+        except InputError:
+            raise _lost("the Markov chains do not surround the mean of the data") from None
         if 1 / np.square(draws.weights).sum() >= LEAST_SHARE * len(draws.weights):
             return draws
         theta = draws.theta
-    raise InputError(
-        "the Markov chains have not found the member with the mean of these data",
+    raise _lost("the Markov chains have not found the member with the mean of these data")
+
+
+def _lost(found: str) -> InputError:
+    return InputError(
+        found,
         where="family",
-        fix="take more draws, fewer statistics, or method=simple, which needs no draws",
+        expected="statistics with which exp(theta . xi) can be normalised",
+        fix="add a statistic that bounds the tails, take more draws, or method=simple, which needs none",
     )
 
 
 def _approach(
-    statistics: Statistics, mean: ndarray, sampler: Sampler, theta: ndarray, states: Table, rng: np.random.Generator
+    statistics: Statistics,
+    mean: ndarray,
+    sampler: Sampler,
+    theta: ndarray,
+    drawing: Drawing,
+    states: Table,
+    rng: Generator,
 ) -> tuple[ndarray, Table]:
-    """Follow Newton steps with the moments of the chains until what is left is their noise."""
+    """Follow Newton steps with the moments of the chains until what is left is their noise.
+
+    A step after which the chains are further from the data than before, on the data's own scale, is taken back and
+    halved: so a step to where the density cannot be normalised does no harm.
+    """
+    scale = np.atleast_2d(np.cov(statistics(drawing.table).T))
+    enough, size = 4 * len(mean) / len(states), 1.0
+    best, nearest, step = (theta, states), np.inf, np.zeros_like(theta)
     for _ in track(range(ROUNDS), "matching moments"):
-        seen = []
-        for _ in range(SWEEPS):
-            states = sampler.move(states, theta, max(1, sampler.thin // 5), rng)
-            seen.append(statistics(states))
-        values = np.concatenate(seen[SWEEPS // 2 :])
-        centre, covariance = values.mean(axis=0), np.atleast_2d(np.cov(values.T))
+        states, centre, covariance = _moments(statistics, sampler, theta, states, rng)
         gap = mean - centre
-        if not np.isfinite(covariance).all():
-            raise InputError(
-                "the chains run away: exp(theta . xi) cannot be normalised near the data",
-                where="family",
-                fix="add a statistic that bounds the tails, say the support, or take method=simple",
-            )
-        step = np.linalg.lstsq(covariance, gap, rcond=1e-8)[0]
-        length = float(np.sqrt(max(gap @ step, 0.0)))
-        theta = theta + step * min(1.0, LONGEST_STEP / max(length, 1e-300))
-        if length**2 < 4 * len(mean) / len(states):
+        far = _length(scale, gap)
+        if not np.isfinite(covariance).all() or far > max(WORSE * nearest, enough):
+            size /= 2
+            theta, states = best[0] + size * step, best[1]
+            continue
+        best, nearest = (theta, states), far
+        if max(far, _length(covariance, gap)) < enough:
             break
-    return theta, states
+        step = np.linalg.lstsq(covariance, gap, rcond=1e-8)[0]
+        step *= min(1.0, LONGEST_STEP / np.sqrt(max(_length(covariance, gap), 1e-300)))
+        size = min(1.0, 2 * size)
+        theta = theta + size * step
+    return best
 
 
-def _collect(sampler: Sampler, states: Table, theta: ndarray, kept: int, rng: np.random.Generator) -> ndarray:
+def _length(metric: ndarray, gap: ndarray) -> float:
+    """Squared length of a gap of means, in standard deviations."""
+    return float(gap @ np.linalg.lstsq(metric, gap, rcond=1e-8)[0])
+
+
+def _moments(
+    statistics: Statistics, sampler: Sampler, theta: ndarray, states: Table, rng: Generator
+) -> tuple[Table, ndarray, ndarray]:
+    seen = []
+    for _ in range(SWEEPS):
+        states = sampler.move(states, theta, max(1, sampler.thin // 5), rng)
+        seen.append(statistics(states))
+    values = np.concatenate(seen[SWEEPS // 2 :])
+    return states, values.mean(axis=0), np.atleast_2d(np.cov(values.T))
+
+
+def _collect(sampler: Sampler, states: Table, theta: ndarray, kept: int, rng: Generator) -> ndarray:
     table = np.empty((len(states), kept, states.shape[1]))
     for place in track(range(kept), "drawing"):
         states = sampler.move(states, theta, sampler.thin, rng)
@@ -313,11 +343,11 @@ def _collect(sampler: Sampler, states: Table, theta: ndarray, kept: int, rng: np
     return table
 
 
-def _solve(statistics: Statistics, mean: ndarray, theta: ndarray, table: ndarray) -> Draws:
+def _solve(statistics: Statistics, mean: ndarray, theta: ndarray, table: ndarray, mixing: float) -> Draws:
     """Weight the draws so that their mean is the wanted one."""
     chains, kept, columns = table.shape
     flat = table.reshape(chains * kept, columns)
-    even = Draws(flat, np.full(len(flat), 1 / len(flat)), chains, theta, 1.0)
+    even = Draws(flat, np.full(len(flat), 1 / len(flat)), chains, theta, mixing)
 
     def log_weights(change: ndarray) -> ndarray:
         logs = [(xi - mean) @ change for xi, _ in even.blocks(statistics)]
@@ -326,7 +356,7 @@ def _solve(statistics: Statistics, mean: ndarray, theta: ndarray, table: ndarray
     def moments(change: ndarray) -> tuple[float, ndarray, ndarray]:
         logs = log_weights(change)
         total = float(special.logsumexp(logs))
-        weighted = Draws(flat, np.exp(logs - total), chains, theta, 1.0)
+        weighted = Draws(flat, np.exp(logs - total), chains, theta, mixing)
         centre, second = np.zeros(len(mean)), np.zeros((len(mean), len(mean)))
         for xi, weights in weighted.blocks(statistics):
             centre += weights @ (xi - mean)
@@ -335,17 +365,17 @@ def _solve(statistics: Statistics, mean: ndarray, theta: ndarray, table: ndarray
 
     change = information_projection(np.zeros(len(mean)), moments, np.zeros(len(mean)))
     logs = log_weights(change)
-    weights = np.exp(logs - special.logsumexp(logs))
-    return Draws(flat, weights, chains, theta + change, _mixing(even, statistics))
+    return Draws(flat, np.exp(logs - special.logsumexp(logs)), chains, theta + change, mixing)
 
 
-def _mixing(draws: Draws, statistics: Statistics) -> float:
+def _mixing(table: Float[ndarray, "chains kept columns"], statistics: Statistics) -> float:
     """Return the potential scale reduction of gelman1992inference, the largest over the statistics."""
-    kept = len(draws.table) // draws.chains
+    chains, kept, columns = table.shape
     if kept < 2:
         return 1.0
+    even = Draws(table.reshape(-1, columns), np.ones(chains * kept), chains, np.zeros(0), 1.0)
     means, within = [], []
-    for xi, _ in draws.blocks(statistics):
+    for xi, _ in even.blocks(statistics):
         by_chain = xi.reshape(-1, kept, xi.shape[1])
         means.append(by_chain.mean(axis=1))
         within.append(by_chain.var(axis=1, ddof=1))

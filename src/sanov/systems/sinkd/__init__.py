@@ -243,8 +243,9 @@ def fit(
         There are no teacher logits, one class, or nothing that tells rows apart.
     """
     _check(data, config)
-    _warn_of_partial_batch(data, config)
-    return distil.fit(
+    if config.transports:
+        _warn_of_partial_batch(data, config)
+    fitted = distil.fit(
         data,
         components(config),
         teacher=config.teacher,
@@ -258,6 +259,10 @@ def fit(
         config=config.model_dump(mode="json"),
         before=lambda student, teacher: _look(student, teacher, config),
     )
+    largest = fitted.history["marginal_error"].max() if config.transports else 0.0
+    if isinstance(largest, float) and largest > checks.LARGEST_ERROR:
+        checks.warn_of_error(largest, config.iterations)
+    return fitted
 
 
 def apply(data: DistilTable, config: Config, *, fitted: Fitted | str | Path | None = None, seed: int = 0) -> Answer:
@@ -299,11 +304,14 @@ def _check(data: DistilTable, config: Config) -> None:
 def _warn_of_partial_batch(data: DistilTable, config: Config) -> None:
     rows = len(data) - distil.held_out_rows(data, config.validation)
     size = min(config.training.batch_size, rows)
-    if not config.transports or (size > 1 and (rows % size != 1 or config.validation.drop_last)):
+    if size == 1:
+        text = "every batch has one row, on which transport is twice the total variation."
+    elif size > 1 and rows % size == 1 and not config.validation.drop_last:
+        text = "the last batch of an epoch has one row, on which transport is twice the total variation; "
+        text += "set validation.drop_last=true."
+    else:
         return
-    kind = "every batch has" if size == 1 else "the last batch of an epoch has"
-    text = f"{kind} one row, on which transport is twice the total variation; set validation.drop_last=true"
-    warnings.warn(text if size > 1 else text.split(";")[0] + ".", SanovWarning, stacklevel=3)
+    warnings.warn(text, SanovWarning, stacklevel=3)
 
 
 def _look(student_logits: Tensor, teacher_logits: Tensor, config: Config) -> dict[str, Any]:
@@ -313,4 +321,4 @@ def _look(student_logits: Tensor, teacher_logits: Tensor, config: Config) -> dic
     size = config.training.batch_size
     checks.warn_of_batch(student_logits[:size], teacher_logits[:size], config.solver())
     found = checks.overlap(student_logits, teacher_logits)
-    return {**found._asdict(), "overlap": found.sentence()}
+    return {**found._asdict(), "notes": [found.sentence()]}

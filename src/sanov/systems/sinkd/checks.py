@@ -15,7 +15,16 @@ from sanov.divergences import total_variation
 from sanov.systems.sinkd.losses import sinkhorn_loss
 from sanov.transport import pairwise_cost
 
-__all__ = ["LARGEST_ERROR", "Overlap", "invites_collapse", "overlap", "rounds_needed", "safe_epsilon", "warn_of_batch"]
+__all__ = [
+    "LARGEST_ERROR",
+    "Overlap",
+    "invites_collapse",
+    "overlap",
+    "rounds_needed",
+    "safe_epsilon",
+    "warn_of_batch",
+    "warn_of_error",
+]
 
 LARGEST_ERROR = 0.05  # marginal error above which one is told
 MOST_ROUNDS = 10_000
@@ -130,15 +139,26 @@ def warn_of_batch(
     options = {**options, "gradient": "envelope"}  # only values are looked at
     epsilon = safe_epsilon(student_logits, teacher_logits, **options)
     if epsilon is None or epsilon < options["epsilon"]:
-        advice = (
-            "lower the temperature of the transport" if epsilon is None else f"set epsilon to {epsilon:.3g} or less"
-        )
+        advice = "lower transport_temperature" if epsilon is None else f"set epsilon to {epsilon:.3g} or less"
         text = f"epsilon = {options['epsilon']:g} invites collapse to the mean output on these data; {advice}."
         warnings.warn(text, SanovWarning, stacklevel=3)
-    rounds = rounds_needed(student_logits, teacher_logits, **options)
-    if rounds != options["iterations"]:
-        advice = "raise epsilon" if rounds is None else f"{rounds} rounds would do"
-        text = (
-            f"after {options['iterations']} rounds a row of the plan is off by more than {LARGEST_ERROR:.0%}; {advice}."
-        )
-        warnings.warn(text, SanovWarning, stacklevel=3)
+    error = float(sinkhorn_loss(student_logits, teacher_logits, **options).marginal_error)
+    if error > LARGEST_ERROR:
+        rounds = rounds_needed(student_logits, teacher_logits, **options)
+        warn_of_error(error, options["iterations"], "raise epsilon" if rounds is None else f"{rounds} rounds would do")
+
+
+def warn_of_error(error: float, iterations: int, advice: str = "set more iterations, or a larger epsilon") -> None:
+    """Warn of a plan whose rows are far from their marginals.
+
+    Parameters
+    ----------
+    error
+        Largest deviation of a row sum from 1, where the total mass is the number of rows.
+    iterations
+        Rounds done.
+    advice
+        What to do.
+    """
+    text = f"after {iterations} rounds a row of the plan is off by {error:.0%}; {advice}."
+    warnings.warn(text, SanovWarning, stacklevel=3)
