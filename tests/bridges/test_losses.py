@@ -128,7 +128,7 @@ def test_transport_alone_is_refused():
 
 def test_a_batch_of_one_is_told_what_it_is():
     with pytest.warns(SanovWarning, match="twice the total variation"):
-        loss, metrics = distillation_loss()(STUDENT[:1], TEACHER[:1], LABELS[:1])
+        _, metrics = distillation_loss()(STUDENT[:1], TEACHER[:1], LABELS[:1])
     total_variation = (torch.softmax(STUDENT[0] / 2, -1) - torch.softmax(TEACHER[0] / 2, -1)).abs().sum() / 2
     assert metrics["transport"].item() == pytest.approx(2 * total_variation.item(), rel=1e-5)
 

@@ -2,10 +2,10 @@
 
 import numpy as np
 import pytest
-import tiny_bert
 import torch
 import transformers
 
+import tiny_bert
 from sanov.bridges.losses import distillation_loss
 from sanov.bridges.transformers import pack, trainer_loss, unpack
 from sanov.core.errors import InputError

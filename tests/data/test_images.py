@@ -68,5 +68,5 @@ def test_every_row_is_equally_likely():
 
 
 def test_too_many_rows_are_refused():
-    with pytest.raises(InputError, match="101 rows.*at most 100"):
+    with pytest.raises(InputError, match=r"101 rows.*at most 100"):
         stratified(LABELS, (50, 51), seed=0)

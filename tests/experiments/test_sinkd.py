@@ -11,7 +11,7 @@ from sanov.claims import Cell, Context, Record, judge
 from sanov.core.charts import svg
 from sanov.experiments import sinkd, sinkd_data
 from sanov.experiments.sinkd import CLAIM, RANGES, TUNED, TUNED_BY, TUNING_SEED
-from sanov.experiments.sinkd_parts import ARMS, CONTROL, DATA, TUNED_CONTROL, figures, parts, verdict
+from sanov.experiments.sinkd_parts import ARMS, CONTROL, DATA, figures, parts, verdict
 from sanov.learning.components import Rows
 
 generator = torch.Generator().manual_seed(0)
@@ -210,7 +210,7 @@ def test_the_verdict_follows_from_planted_effects(effects, expected):
 
 
 def test_an_interval_that_covers_nothing_and_something_is_inconclusive():
-    verdicts = {name: "inconclusive" for name in judged([])}
+    verdicts = dict.fromkeys(judged([]), "inconclusive")
     assert verdict(verdicts) == "inconclusive"
     assert claim(records({"ot": 1.0}, seeds=3)) == "inconclusive"
     assert claim(records({"ot": 1.0}, data=("digits",))) == "inconclusive"
@@ -252,7 +252,6 @@ def test_a_draw_of_all_arms_has_no_order():
 def test_a_teacher_of_sentences_is_fine_tuned_and_leaves_its_logits(tmp_path, monkeypatch):
     """A tiny BERT learns which of two words decides; sentences of like length stand together."""
     import tiny_bert
-
     from sanov.data.distillation import DistilTable
 
     rng = np.random.default_rng(0)
