@@ -7,9 +7,11 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 import pytest
+import torch
 import typer
 from typer.testing import CliRunner
 
+import tiny_bert
 from sanov.cli import app
 from sanov.core.options import parse, split
 from sanov.systems import SYSTEMS, find
@@ -18,12 +20,12 @@ ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SLOW = ("sanov demo", "sanov reproduce", "sanov report")
 COMMAND = re.compile(r"^(?:\$ )?(sanov [^#\n]+?)\s*(?:#.*)?$", re.MULTILINE)
+BLOCK = re.compile(r"```(console|bash|sh|python)\n(.*?)```", re.DOTALL)
 INLINE = re.compile(r"`(sanov [^`\n]+)`")
 
 
 def commands(page):
-    text = page.read_text()
-    blocks = "\n".join(re.findall(r"```(?:console|bash|sh)\n(.*?)```", text, re.DOTALL))
+    blocks = "\n".join(text for language, text in BLOCK.findall(page.read_text()) if language != "python")
     return list(dict.fromkeys(COMMAND.findall(blocks)))
 
 
@@ -82,20 +84,39 @@ def users_folder(tmp_path_factory):
     logits = (3 * np.eye(classes)[labels] + rng.standard_normal((rows, classes))).astype("f4")
     np.savez(folder / "teacher.npz", inputs=inputs, logits=logits, labels=labels)
     np.savez(folder / "new.npz", inputs=inputs[:40], labels=labels[:40])
+    tiny_bert.save(folder / "bert")
+    tiny_bert.save(folder / "small-bert")
     return folder
 
 
+def run_command(line, monkeypatch):
+    words = shlex.split(line)[1:]
+    monkeypatch.setattr("sys.argv", ["sanov", *words])
+    done = CliRunner().invoke(app, words)
+    assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
+    assert done.output.strip()
+
+
+def run_python(text):
+    names = {
+        "frame": pl.read_csv("data.csv"),
+        "student_logits": torch.randn(6, 3, requires_grad=True),
+        "teacher_logits": torch.randn(6, 3),
+        "labels": torch.tensor([0, 1, 2, 0, -1, -1]),
+    }
+    exec(compile(text, "block", "exec"), names)
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*pin_memory.*:UserWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
-def test_commands_of_a_page_run_in_order(page, users_folder, monkeypatch):
+def test_blocks_of_a_page_run_in_order(page, users_folder, monkeypatch):
     monkeypatch.chdir(users_folder)
-    for line in commands(page):
-        words = shlex.split(line)[1:]
-        if line.startswith(SLOW) or any("bert" in word for word in words):
-            continue  # run by test_cli and by the tests of the experiments; the teacher of tests/systems
-        monkeypatch.setattr("sys.argv", ["sanov", *words])
-        done = CliRunner().invoke(app, words)
-        assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
-        assert done.output.strip()
+    for language, text in BLOCK.findall(page.read_text()):
+        if language == "python" and ": ..." not in text:  # a skeleton to fill in
+            run_python(text)
+        for line in COMMAND.findall(text) if language != "python" else ():
+            if not line.startswith(SLOW):  # run by test_cli and by the tests of the experiments
+                run_command(line, monkeypatch)
 
 
 def test_every_system_has_a_page_in_the_site():

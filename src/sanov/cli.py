@@ -103,7 +103,7 @@ def fit(
     sources, options = split(words or [])
     module = _load(row)
     settings = parse(module.Config, options, config)
-    check_writable(out)
+    check_writable(out, folder=True)
     with silenced(quiet or as_json):
         fitted = module.fit(module.read(sources, settings), settings, seed=seed, out=out, resume=resume)
     if as_json:
@@ -130,7 +130,7 @@ def apply(
     """Apply a system to data: sanov apply NAME DATA... [--fitted DIR] [--out PATH] [key=value ...]."""
     from dataclasses import replace
 
-    from sanov.core.files import check_writable
+    from sanov.core.answers import check_place
     from sanov.core.options import parse, split
 
     row = find(name)
@@ -138,7 +138,7 @@ def apply(
     module = _load(row)
     settings = parse(module.Config, options, config)
     if out is not None:
-        check_writable(out)
+        check_place(out)
     with silenced(quiet or as_json):
         answer = module.apply(module.read(sources, settings), settings, fitted=fitted, seed=seed)
     answer = replace(answer, provenance={**answer.provenance, "command": shlex.join(["sanov", *sys.argv[1:]])})
