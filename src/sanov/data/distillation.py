@@ -17,6 +17,7 @@ from jaxtyping import Float64, Int64
 from sanov.core import files
 from sanov.core.errors import InputError, SanovWarning
 from sanov.data.distillation_sources import Columns, Part, read_part
+from sanov.data.embedded import resolve
 
 __all__ = ["Columns", "DistilTable", "encode_labels", "read"]
 
@@ -136,7 +137,7 @@ def read(sources: Sequence[Any], columns: Columns | None = None) -> DistilTable:
     sources
         One ``.npz`` file or mapping with the arrays ``inputs`` [rows, features] (or one text a row), ``logits`` [rows,
         classes], ``labels``, ``ids`` and ``classes``, all but the first optional; or one table; or two of either, of
-        which the one holds the logits and both hold row ids.
+        which the one holds the logits and both hold row ids. ``embedded:digits`` needs no file.
     columns
         The user's names of columns; None for the usual ones.
 
@@ -149,9 +150,12 @@ def read(sources: Sequence[Any], columns: Columns | None = None) -> DistilTable:
         return sources[0]
     if not 1 <= len(sources) <= 2:
         expected = "one .npz file or table, or a table of inputs and a table of logits"
-        raise InputError(f"{len(sources)} sources were given" if sources else "no data were given", expected=expected)
+        found, fix = f"{len(sources)} sources were given", ""
+        if not sources:
+            found, fix = "no data were given", "name a file, or embedded:digits, which needs none"
+        raise InputError(found, expected=expected, fix=fix)
     columns = columns or Columns()
-    parts = [read_part(source, columns) for source in sources]
+    parts = [read_part(resolve(source), columns) for source in sources]
     part = parts[0] if len(parts) == 1 else _join(parts, columns)
     if part.inputs is None:
         fix = "add a column of text or numeric columns of features"

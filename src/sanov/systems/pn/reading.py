@@ -14,6 +14,7 @@ from numpy import ndarray
 
 from sanov.core.errors import InputError
 from sanov.core.frames import check_columns, fingerprint, name_of, numeric, read_frame
+from sanov.data.embedded import resolve
 from sanov.systems.pn.config import Config
 from sanov.systems.pn.sample import Sample
 from sanov.systems.pn.statistics import cross, prepare
@@ -64,7 +65,7 @@ def read(sources: Sequence[Any], config: Config) -> Data:
     Parameters
     ----------
     sources
-        At most one table or path.
+        At most one table or path; ``embedded:wine`` needs no file.
     config
         The options.
 
@@ -77,14 +78,17 @@ def read(sources: Sequence[Any], config: Config) -> Data:
         return Data()
     if not sources:
         raise InputError(
-            "there are no data", where="pn", expected="a table, or parameters=24", fix="name a file, or parameters=..."
+            "there are no data",
+            where="pn",
+            expected="a table, or parameters=24",
+            fix="name a file, parameters=..., or embedded:wine, which needs none",
         )
     if config.parameters:
         fix = "leave out one of the two"
         raise InputError("both a table and a number of parameters are given", where="parameters", fix=fix)
     if len(sources) > 1:
         raise InputError(f"{len(sources)} tables are given", where="pn", expected="one")
-    frame = read_frame(sources[0], delimiter=config.table.delimiter)
+    frame = read_frame(resolve(sources[0]), delimiter=config.table.delimiter)
     return _read_table(frame, name_of(sources[0]), config, sources[0])
 
 

@@ -1,0 +1,45 @@
+"""Tables that need no file, against scikit-learn's own."""
+
+import numpy as np
+import pytest
+from sklearn.datasets import load_digits, load_wine
+
+from sanov.core.errors import InputError
+from sanov.data import distillation
+from sanov.data.embedded import resolve
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return resolve("embedded:digits")
+
+
+def test_digits_are_those_of_scikit_learn_in_two_parts(digits):
+    found, rest = load_digits(), resolve("embedded:digits-new")
+    pixels = [frame.select(r"^pixel_.*$").to_numpy() for frame in (digits, rest)]
+    assert np.array_equal(np.concatenate(pixels), found.data)
+    assert np.array_equal(np.concatenate([digits["label"], rest["label"]]), found.target)
+    assert not any(name.startswith("logit_") for name in rest.columns)
+
+
+def test_the_teacher_is_right_on_rows_that_it_has_not_seen(digits):
+    right = digits.select(r"^logit_.*$").to_numpy().argmax(axis=1) == digits["label"].to_numpy()
+    assert 0.9 < right.mean() < 0.995  # fitted to the rows themselves it would be right on all
+
+
+def test_it_is_a_table_to_distil_from():
+    table = distillation.read(["embedded:digits"])
+    assert (len(table), table.classes, table.inputs.shape[1]) == (1200, tuple(map(str, range(10))), 64)
+    assert table.logits.shape == (1200, 10)
+
+
+def test_wine():
+    frame = resolve("embedded:wine")
+    assert frame.columns == load_wine().feature_names
+    assert np.array_equal(frame.to_numpy(), load_wine().data)
+
+
+def test_other_sources_pass_and_unknown_names_do_not():
+    assert resolve("data.csv") == "data.csv"
+    with pytest.raises(InputError, match="expected embedded:digits or embedded:digits-new or embedded:wine"):
+        resolve("embedded:x")
