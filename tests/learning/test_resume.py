@@ -101,8 +101,8 @@ def test_a_checkpoint_that_lost_a_file_is_damaged(killed, uninterrupted):
 
 
 def test_when_all_are_damaged_nothing_is_overwritten(killed):
-    for path in killed.glob("step-*"):
-        spoil(path / "weights.safetensors")
+    for path in killed.glob("step-*/weights.safetensors"):  # where the kill met a removal, it is gone already
+        spoil(path)
     with pytest.warns(SanovWarning), pytest.raises(InputError, match="every checkpoint is damaged"):
         long_run(STEPS, out=killed)
 
