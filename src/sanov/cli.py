@@ -209,8 +209,8 @@ def report(
     """Write one page of all claims, and every generated block of README and docs."""
     from sanov import report as pages
 
-    documents = [path for path in (Path("README.md"), *sorted(Path("docs").rglob("*.md"))) if path.is_file()]
-    stale = pages.refresh(documents, _blocks(), check=check)
+    documents = [Path("README.md"), *sorted(Path("docs").rglob("*.md"))] if Path("src/sanov").is_dir() else []
+    stale = pages.refresh(documents, _blocks(), check=check) if documents else []
     if check:
         if stale:
             names = ", ".join(map(str, stale))
