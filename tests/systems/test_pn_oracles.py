@@ -19,7 +19,7 @@ from sanov.systems.pn.members import Exponential, Multinomial, Normal, Poisson
 from sanov.systems.pn.sample import Sample
 from sanov.systems.pn.sampling import Drawing
 from sanov.systems.pn.statistics import Prepared, prepare
-from sanov.systems.pn.truths import SPINS, TRUTHS, truth
+from systems.pn_truths import SPINS, TRUTHS, truth
 
 NOTHING = Drawing(np.zeros((1, 1)), 1, 0)
 truth = functools.cache(truth)
