@@ -2,12 +2,14 @@
 
 A `Truth` is a sampler of rows, the family that is fitted to them (which need not contain it), and the divergence
 D[f* || f^] of a fitted member from the projection f*, simulated straight from the sampling distribution of the
-sufficient statistics. The quadratic part q = t' G^-1 t / 2 of that divergence has the exact mean a/n; `risk` averages
-D - q and adds a/n back, so that a relative precision of 10^-3 costs 10^4 replicates.
+sufficient statistics. Its quadratic and cubic parts in the error t of the mean of the statistics have the exact mean
+a/n + c/n^2, as the second and third moments of t are known. `risk` averages what is left, which is of order n^-2 and so
+is its standard deviation, and adds that mean back.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -17,11 +19,11 @@ from jaxtyping import Float
 from numpy import ndarray
 from scipy import optimize, special, stats
 
-BATCH = 1000  # samples of a population whose counts are held at a time
+BATCH, MOST = 2_000, 5_000_000  # replicates at a time, and in all
 
 __all__ = ["TRUTHS", "Risk", "Truth", "population_truth", "risk", "sample_size"]
 
-Simulation = tuple[Float[ndarray, " replicates"], Float[ndarray, " replicates"]]  # D and its quadratic part
+Simulation = tuple[Float[ndarray, " replicates"], Float[ndarray, " replicates"]]  # D; its quadratic and cubic parts
 
 
 @dataclass(frozen=True)
@@ -40,10 +42,12 @@ class Truth:
         Whether the family contains the truth.
     first, second
         The coefficients of R(n) = a/n + b/n^2; `second` is None for a population.
+    cubic
+        c: n^2 times the mean of the cubic part of the divergence.
     sample
         ``sample(rng, rows)``: rows of data.
     simulate
-        ``simulate(rng, rows, replicates)``: divergences of fits to so many samples, and their quadratic parts.
+        ``simulate(rng, rows, replicates)``: divergences of fits to so many samples, and their first two parts.
         Samples without an estimate are left out.
     exact
         The risk at n rows in closed form, where there is one.
@@ -57,6 +61,7 @@ class Truth:
     inside: bool
     first: float
     second: float | None
+    cubic: float
     sample: Callable[[np.random.Generator, int], Float[ndarray, "rows columns"]]
     simulate: Callable[[np.random.Generator, int, int], Simulation]
     exact: Callable[[float], float] | None = None
@@ -71,21 +76,50 @@ class Risk:
     error: float
 
 
-def risk(truth: Truth, rows: int, replicates: int, rng: np.random.Generator) -> Risk:
-    """Simulate the risk at a number of rows, given that the estimate exists."""
-    divergences, quadratic = truth.simulate(rng, rows, replicates)
-    rest = divergences - quadratic
-    return Risk(truth.first / rows + float(rest.mean()), float(rest.std(ddof=1) / np.sqrt(len(rest))))
+def risk(truth: Truth, rows: int, precision: float, rng: np.random.Generator) -> Risk:
+    """Simulate the risk at a number of rows, given that the estimate exists.
+
+    Parameters
+    ----------
+    truth, rows
+        Of what, and n.
+    precision
+        Wanted standard error, relative to a/n. A first batch tells how many replicates that takes.
+    rng
+        Of the samples.
+    """
+    wanted = precision * truth.first / rows
+    rest = _rest(truth, rows, rng)
+    batches = math.ceil(min((rest.std(ddof=1) / wanted) ** 2, MOST) / BATCH)
+    rest = np.concatenate([rest, *(_rest(truth, rows, rng) for _ in range(1, batches))])
+    known = truth.first / rows + truth.cubic / rows**2
+    return Risk(known + float(rest.mean()), float(rest.std(ddof=1) / np.sqrt(len(rest))))
 
 
-def sample_size(truth: Truth, delta: float, replicates: int, rng: np.random.Generator) -> float:
-    """Return the n at which the risk is `delta`: a root of the exact risk, or of a/n + b/n^2 with b fitted near it."""
-    if truth.exact is not None:
-        return float(optimize.brentq(lambda n: truth.exact(n) - delta, truth.first / delta, 100 * truth.first / delta))
+def _rest(truth: Truth, rows: int, rng: np.random.Generator) -> Float[ndarray, " replicates"]:
+    divergences, parts = truth.simulate(rng, rows, BATCH)
+    return np.asarray(divergences - parts)
+
+
+def sample_size(truth: Truth, delta: float, precision: float, rng: np.random.Generator) -> float:
+    """Return the n at which the risk is `delta`: a root of the exact risk, or of a/n + b/n^2 with b fitted near it.
+
+    Parameters
+    ----------
+    truth, delta
+        Of what, and the threshold, nats.
+    precision
+        Relative standard error of the simulated risk, and so about that of n.
+    rng
+        Of the samples.
+    """
+    exact = truth.exact
+    if exact is not None:
+        return float(optimize.brentq(lambda n: exact(n) - delta, truth.first / delta, 100 * truth.first / delta))
     rows = truth.first / delta
-    for _ in range(3):  # b absorbs the terms above it, and is right at the n where it is fitted
+    for _ in range(2):  # b absorbs the terms above it, and is right at the n where it is fitted
         nearby = round(rows)
-        second = (risk(truth, nearby, replicates, rng).mean - truth.first / nearby) * nearby**2
+        second = (risk(truth, nearby, precision, rng).mean - truth.first / nearby) * nearby**2
         rows = (truth.first + np.sqrt(truth.first**2 + 4 * second * delta)) / (2 * delta)
     return float(rows)
 
@@ -101,15 +135,15 @@ def _gamma(shape: float) -> Truth:
 
     def simulate(rng: np.random.Generator, rows: int, replicates: int) -> Simulation:
         mean = rng.gamma(shape * rows, 1 / (shape * rows), replicates)
-        return np.log(mean) + 1 / mean - 1, (mean - 1) ** 2 / 2
+        return np.log(mean) + 1 / mean - 1, (mean - 1) ** 2 / 2 - 2 * (mean - 1) ** 3 / 3
 
     def exact(rows: float) -> float:
         n = shape * rows
         return float(special.digamma(n) - np.log(n) + 1 / (n - 1)) if n > 1 else np.inf
 
     name = "exponential" if shape == 1 else f"gamma {shape:g} under exponential"
-    a, b = 1 / (2 * shape), 11 / (12 * shape**2)
-    return Truth(name, "exponential", 1, shape == 1, a, b, sample, simulate, exact)
+    a, b, c = 1 / (2 * shape), 11 / (12 * shape**2), -4 / (3 * shape**2)
+    return Truth(name, "exponential", 1, shape == 1, a, b, c, sample, simulate, exact)
 
 
 def _poisson(rate: float) -> Truth:
@@ -119,9 +153,10 @@ def _poisson(rate: float) -> Truth:
     def simulate(rng: np.random.Generator, rows: int, replicates: int) -> Simulation:
         mean = rng.poisson(rate * rows, replicates) / rows
         mean = mean[mean > 0]
-        return rate * np.log(rate / mean) + mean - rate, (mean - rate) ** 2 / (2 * rate)
+        shift = mean / rate - 1
+        return rate * (shift - np.log1p(shift)), rate * (shift**2 / 2 - shift**3 / 3)
 
-    return Truth("poisson", "poisson", 1, True, 0.5, 5 / (12 * rate), sample, simulate)
+    return Truth("poisson", "poisson", 1, True, 0.5, 5 / (12 * rate), -1 / (3 * rate), sample, simulate)
 
 
 def _multinomial(shares: Float[ndarray, " cells"]) -> Truth:
@@ -130,12 +165,13 @@ def _multinomial(shares: Float[ndarray, " cells"]) -> Truth:
 
     def simulate(rng: np.random.Generator, rows: int, replicates: int) -> Simulation:
         found = rng.multinomial(rows, shares, replicates) / rows
-        found = found[(found > 0).all(axis=1)]
-        return (shares * np.log(shares / found)).sum(axis=1), ((found - shares) ** 2 / shares).sum(axis=1) / 2
+        shift = found[(found > 0).all(axis=1)] / shares - 1
+        return -np.log1p(shift) @ shares, (shift**2 / 2 - shift**3 / 3) @ shares
 
     p = len(shares) - 1
     second = (5 * float((1 / shares).sum()) - 6 * p - 5) / 12
-    return Truth("multinomial", "multinomial", p, True, p / 2, second, sample, simulate)
+    cubic = -float(((1 - shares) * (1 - 2 * shares) / shares).sum()) / 3
+    return Truth("multinomial", "multinomial", p, True, p / 2, second, cubic, sample, simulate)
 
 
 # -- the normal family ------------------------------------------------------------------------------------------------
@@ -144,7 +180,7 @@ def _multinomial(shares: Float[ndarray, " cells"]) -> Truth:
 def _from_standard_normal(
     mean: Float[ndarray, "replicates d"], covariance: Float[ndarray, "replicates d d"]
 ) -> Simulation:
-    """D[N(0, I) || N(mean, covariance)] and its quadratic part."""
+    """Return D[N(0, I) || N(mean, covariance)] with its quadratic and cubic parts in mean and second moments."""
     dimension = mean.shape[1]
     inverse = np.linalg.inv(covariance)
     divergence = (
@@ -154,7 +190,16 @@ def _from_standard_normal(
         + np.linalg.slogdet(covariance)[1]
     ) / 2
     second = covariance + mean[:, :, None] * mean[:, None, :] - np.eye(dimension)
-    return divergence, (mean**2).sum(axis=1) / 2 + (second**2).sum(axis=(1, 2)) / 4
+    quadratic = (mean**2).sum(axis=1) / 2 + (second**2).sum(axis=(1, 2)) / 4
+    cubic = (
+        -np.einsum("ri,rij,rj->r", mean, second, mean) - np.einsum("rij,rjk,rki->r", *[second] * 3, optimize=True) / 3
+    )
+    return divergence, quadratic + cubic
+
+
+def _cubic_of_normal(dimension: int, fourth: float, sixth: float) -> float:
+    """Return c of the normal family, from E r^4 and E r^6 of the whitened truth, r its distance from the mean."""
+    return -(fourth - dimension) - (sixth - 3 * fourth + 2 * dimension) / 3
 
 
 def _normal(dimension: int) -> Truth:
@@ -175,7 +220,8 @@ def _normal(dimension: int) -> Truth:
 
     d, p = dimension, dimension * (dimension + 3) // 2
     second = (d * (d + 2) * (d + 3) - d * (d + 1) * (2 * d + 1) / 12 - d * (d + 1) / 2 - d / 3) / 2
-    return Truth(f"normal, d={d}", "gaussian", p, True, p / 2, second, sample, simulate, exact)
+    cubic = _cubic_of_normal(d, float(d * (d + 2)), float(d * (d + 2) * (d + 4)))
+    return Truth(f"normal, d={d}", "gaussian", p, True, p / 2, second, cubic, sample, simulate, exact)
 
 
 def _laplace() -> Truth:
@@ -186,7 +232,8 @@ def _laplace() -> Truth:
         x = rng.laplace(0, np.sqrt(0.5), (replicates, rows))
         return _from_standard_normal(x.mean(axis=1)[:, None], x.var(axis=1)[:, None, None])
 
-    return Truth("laplace under normal", "gaussian", 2, False, 7 / 4, 197 / 24, sample, simulate)
+    cubic = _cubic_of_normal(1, 6.0, 90.0)  # E x^2k = (2k)! / 2^k
+    return Truth("laplace under normal", "gaussian", 2, False, 7 / 4, 197 / 24, cubic, sample, simulate)
 
 
 def population_truth(name: str, values: Float[ndarray, "rows columns"]) -> Truth:
@@ -211,14 +258,15 @@ def population_truth(name: str, values: Float[ndarray, "rows columns"]) -> Truth
 
     def simulate(rng: np.random.Generator, rows: int, replicates: int) -> Simulation:
         even = np.full(size, 1 / size)
-        sizes = [min(BATCH, replicates - start) for start in range(0, replicates, BATCH)]
-        means = np.concatenate([rng.multinomial(rows, even, batch) @ moments / rows for batch in sizes])
+        means = rng.multinomial(rows, even, replicates) @ moments / rows
         mean = means[:, :dimension]
         second = means[:, dimension:].reshape(-1, dimension, dimension)
         return _from_standard_normal(mean, second - mean[:, :, None] * mean[:, None, :])
 
     p = dimension * (dimension + 3) // 2
-    return Truth(name, "gaussian", p, False, float(first), None, sample, simulate, population=values)
+    distances = (white**2).sum(axis=1)
+    cubic = _cubic_of_normal(dimension, float((distances**2).mean()), float((distances**3).mean()))
+    return Truth(name, "gaussian", p, False, float(first), None, cubic, sample, simulate, population=values)
 
 
 # -- three spins ------------------------------------------------------------------------------------------------------
@@ -234,7 +282,7 @@ def _spins(name: str, tilt: float, statistics: Float[ndarray, "states p"], *, in
     target = shares @ statistics
     projection, _ = _moment_match(target[None], statistics, np.zeros(statistics.shape[1]))
     start = projection[0]
-    information = np.cov(statistics.T, aweights=special.softmax(statistics @ start), ddof=0)
+    found = _coefficients(statistics, special.softmax(statistics @ start), shares)
     normaliser = special.logsumexp(statistics @ start)
 
     def sample(rng: np.random.Generator, rows: int) -> Float[ndarray, "rows 3"]:
@@ -243,18 +291,28 @@ def _spins(name: str, tilt: float, statistics: Float[ndarray, "states p"], *, in
     def simulate(rng: np.random.Generator, rows: int, replicates: int) -> Simulation:
         means = rng.multinomial(rows, shares, replicates) @ statistics / rows
         fitted, exists = _moment_match(means, statistics, start)
-        fitted, shift = fitted[exists], means[exists] - target
+        fitted, shift = fitted[exists], (means[exists] - target) @ found.white
         divergence = special.logsumexp(fitted @ statistics.T, axis=1) - normaliser - (fitted - start) @ target
-        return divergence, (shift * np.linalg.solve(information, shift.T).T).sum(axis=1) / 2
+        cubic = np.einsum("ijk,ri,rj,rk->r", found.third, shift, shift, shift, optimize=True)
+        return divergence, (shift**2).sum(axis=1) / 2 - cubic / 3
 
-    first, second = _coefficients(statistics, special.softmax(statistics @ start), shares)
-    return Truth(name, family, statistics.shape[1], inside, first, second, sample, simulate)
+    p, a, b, c = statistics.shape[1], found.first, found.second, found.cubic
+    return Truth(name, family, p, inside, a, b, c, sample, simulate)
+
+
+@dataclass(frozen=True)
+class _Coefficients:
+    first: float
+    second: float
+    cubic: float
+    white: Float[ndarray, "p p"]  # whitens the statistics under the model
+    third: Float[ndarray, "p p p"]  # cumulants of the model, whitened
 
 
 def _coefficients(
     statistics: Float[ndarray, "states p"], model: Float[ndarray, " states"], truth: Float[ndarray, " states"]
-) -> tuple[float, float]:
-    """Return a and b from full tensors of cumulants, the plain way: p^4 numbers are held.
+) -> _Coefficients:
+    """Return a, b and c from full tensors of cumulants, the plain way: p^4 numbers are held.
 
     Parameters
     ----------
@@ -265,7 +323,8 @@ def _coefficients(
     """
     centred = statistics - model @ statistics
     values, vectors = np.linalg.eigh((centred.T * model) @ centred)
-    white = centred @ (vectors / np.sqrt(values))
+    whitening = vectors / np.sqrt(values)
+    white = centred @ whitening
     one = np.eye(white.shape[1])
     third = np.einsum("s,si,sj,sk->ijk", model, white, white, white)
     pairs = np.einsum("ij,kl->ijkl", one, one)
@@ -278,7 +337,8 @@ def _coefficients(
         + np.einsum("ije,ekl,ij,kl", third, third, v, v, optimize=True)
         + 2 * np.einsum("ike,ejl,ij,kl", third, third, v, v, optimize=True)
     )
-    return float(np.trace(v) / 2), float(3 * bracket / 8 - (third * skewness).sum() / 3)
+    cubic = -float((third * skewness).sum()) / 3
+    return _Coefficients(float(np.trace(v) / 2), cubic + float(3 * bracket / 8), cubic, whitening, third)
 
 
 def _moment_match(
