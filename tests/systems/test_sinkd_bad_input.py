@@ -2,15 +2,12 @@
 
 import errno
 import os
-import sys
-import warnings
 
 import numpy as np
 import polars as pl
 import pytest
 
 import tiny_bert
-from sanov.cli import main
 from sanov.core import files
 from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import parse
@@ -20,24 +17,6 @@ from sanov.systems import sinkd
 from systems.sinkd_toy import SMALL, config, table
 
 QUICK = ["student.width=4", "training.epochs=1", "training.batch_size=32", "--quiet"]
-
-
-@pytest.fixture
-def command(tmp_path, monkeypatch, capsys):
-    """Run `sanov` in an empty folder; return the status and what was written to standard error."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
-
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["sanov", *map(str, words)])
-        status = 0
-        try:
-            main()
-        except SystemExit as end:
-            status = end.code or 0
-        return status, capsys.readouterr().err
-
-    return run
 
 
 def archive(path, **changes):

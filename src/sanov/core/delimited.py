@@ -95,7 +95,7 @@ def _check_delimiter(path: Path, header: str, delimiter: str) -> None:
             f"the header {_short(header)} is one column when split at {DELIMITERS.get(delimiter, repr(delimiter))}",
             where=str(path),
             expected="another delimiter",
-            fix=f"pass delimiter={likely}",
+            fix=f"pass map.delimiter={likely} (from Python: delimiter)",
         )
 
 

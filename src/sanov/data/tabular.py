@@ -1,4 +1,4 @@
-"""Tables: how a user's is read, and real ones that serve as populations whose every property is known.
+"""Real tables that serve as populations whose every property is known.
 
 Nothing is fetched. scikit-learn carries two of the tables; the third is read from the folder that the environment
 variable ``SANOV_DATA`` names. Each is checked against its digest, since damaged copies are common.
@@ -19,9 +19,8 @@ from numpy import ndarray
 from sanov.core import files
 from sanov.core.errors import InputError, require
 from sanov.core.frames import check_columns, numeric, read_frame
-from sanov.core.options import Options, option
 
-__all__ = ["DIGESTS", "Population", "Table", "is_available", "population"]
+__all__ = ["DIGESTS", "Population", "is_available", "population"]
 
 DIGESTS = {
     "breast_cancer": "6b202a2072f9a0385f405a8f8605b1b06f6f36ae6d23d9cd6cbbc0974a416bc7",
@@ -29,14 +28,6 @@ DIGESTS = {
     "red_wine": "d6a0d9bd24806944818795f22500c46cb6424cbff517aacda36595d3ed9b2daa",
 }
 RED_WINE = Path("wine") / "winequality-red.csv"
-
-
-class Table(Options):
-    """How a file is read."""
-
-    delimiter: str | None = option(
-        None, "What separates the cells of a text file; none: what its suffix says.", source="choice: comma for .csv"
-    )
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Literal
 
 from sanov.core.options import Options, option
-from sanov.data.tabular import Table
 from sanov.families import Bound, Guarantee
 from sanov.systems.pn.expansion import Method
 
@@ -29,6 +28,7 @@ class Map(Options):
     clusters: str | None = option(
         None, "Column of labels; rows of one cluster depend on one another.", source="choice: rows are independent"
     )
+    delimiter: str = option("", "What separates the cells of a text file, if not the usual.", source="choice")
 
 
 class Riley(Options):
@@ -88,5 +88,4 @@ class Config(Options):
         None, "Number of parameters, where there is no table yet.", source="choice: planning", ge=1
     )
     map: Map = Map()
-    table: Table = Table()
     riley: Riley = Riley()

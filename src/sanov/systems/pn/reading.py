@@ -88,7 +88,7 @@ def read(sources: Sequence[Any], config: Config) -> Data:
         raise InputError("both a table and a number of parameters are given", where="parameters", fix=fix)
     if len(sources) > 1:
         raise InputError(f"{len(sources)} tables are given", where="pn", expected="one")
-    frame = read_frame(resolve(sources[0]), delimiter=config.table.delimiter)
+    frame = read_frame(resolve(sources[0]), delimiter=config.map.delimiter or None)
     return _read_table(frame, name_of(sources[0]), config, sources[0])
 
 
