@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from sanov.claims import STAGES, Context
-from sanov.core.options import Options
+from sanov.core.options import Options, describe, parse
 from sanov.systems import BASELINES, SYSTEMS
 
 ROOT = Path(__file__).parents[1]
@@ -76,6 +76,12 @@ def test_defaults_are_valid(row):
     config = row.load().Config()
     with pytest.raises(Exception, match="frozen"):
         setattr(config, next(iter(type(config).model_fields)), None)
+
+
+@with_baselines
+def test_a_default_can_be_typed_as_it_is_shown(row):
+    config = row.load().Config
+    assert parse(config, {option["name"]: option["default"] for option in describe(config)}) == config()
 
 
 @by_name

@@ -16,7 +16,7 @@ Reference: cuturi2013sinkhorn, alg. 1; schmitzer2019stabilized, sec. 3.1 (absorp
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -26,7 +26,7 @@ from sanov.core.errors import InputError
 
 __all__ = ["Scaling", "as_column", "as_row", "gibbs_kernel", "product_with", "safe_range", "scale"]
 
-BLOCK = 16  # rounds between two looks at the range
+BLOCK = 32  # rounds between two looks at the range
 CHECKED_BLOCK = 4  # the same where each look also measures the marginal error
 LARGEST_RELAXATION = 1.999  # below 2, where it diverges
 
@@ -86,9 +86,9 @@ def scale(
     same fixed point. The last half-step is always a plain one of the columns.
     """
     longest = BLOCK if tolerance is None else CHECKED_BLOCK
-    solver = _Solver(cost, epsilon, row, column, longest, record)
+    solver = _Solver(cost, epsilon, row, column, record)
     relaxation = _Relaxation(adapts=tolerance is not None and not record)
-    size = longest // 2  # a few rounds may do
+    size = longest if tolerance is None else longest // 2  # a few rounds may do
     while solver.rounds < iterations:
         size = min(size, iterations - solver.rounds)
         if solver.plain_block(size, relaxation.factor):
@@ -108,66 +108,59 @@ def scale(
 class _Solver:
     """The kernel around absorbed potentials, the scalings on top of it, and what was recorded."""
 
-    def __init__(self, cost: Tensor, epsilon: float, row: Tensor, column: Tensor, longest: int, record: bool):
+    def __init__(self, cost: Tensor, epsilon: float, row: Tensor, column: Tensor, record: bool):
         self.cost, self.epsilon, self.row, self.column = cost, epsilon, row, column
         self.rounds = 0
         self.history: list[tuple[Tensor, Tensor]] | None = [] if record else None
         self.matrix = torch.empty_like(cost, memory_format=torch.contiguous_format)
         self.product = product_with(cost)
-        split = longest * row.numel()
-        self.buffer = cost.new_empty(split + longest * column.numel())
-        self.us, self.vs = self.buffer[:split].view(-1, *row.shape), self.buffer[split:].view(-1, *column.shape)
-        self.slots = list(zip(self.us.unbind(), self.vs.unbind(), strict=True))
-        self.u, self.v, self.sums = torch.empty_like(row), torch.empty_like(column), torch.empty_like(row)
-        self.onward = self.v  # from where the next round starts: v, or its relaxed value
+        self.bound = math.exp(safe_range(cost.dtype))
         # The first half-step does not depend on log_u, which only brings the largest entry of each row to 1.
         self._absorb((cost.amin(-1) / epsilon).view_as(row), torch.zeros_like(column))
 
     def _absorb(self, log_u: Tensor, log_v: Tensor) -> None:
         gibbs_kernel(self.cost, self.epsilon, log_u, log_v, out=self.matrix)
-        self.log_u, self.log_v, self.onward = log_u, log_v, self.v
-        for ones in (self.u, self.v, self.buffer):
-            ones.fill_(1)
+        self.log_u, self.log_v = log_u, log_v
+        self.u, self.v = torch.ones_like(log_u), torch.ones_like(log_v)
+        self.onward = self.v  # from where the next round starts: v, or its relaxed value
 
     def plain_block(self, rounds: int, relaxation: float) -> bool:
         """Run rounds of plain products and keep them, or return False if they left the safe range."""
-        slots = self.slots[:rounds]
-        onward = self.v if relaxation == 1 else torch.empty_like(self.v)
         if relaxation == 1:
-            self._plain(slots)
+            us, vs = self._plain(rounds)
+            onward = vs[-1]
         else:
-            self._relaxed(slots, relaxation, onward)
-        low, high = self.buffer.aminmax()
-        bound = math.exp(safe_range(self.buffer.dtype))
-        if not (low.item() >= 1 / bound and high.item() <= bound):
+            us, vs, onward = self._relaxed(rounds, relaxation)
+        low, high = torch.cat(us + vs, 1 - us[0].ndim).aminmax()
+        if not (low.item() >= 1 / self.bound and high.item() <= self.bound):
             return False
         if self.history is not None:
-            self.history.append((self.log_u + self.us[:rounds].log(), self.log_v + self.vs[:rounds].log()))
-        self.u.copy_(slots[-1][0])
-        self.v.copy_(slots[-1][1])
-        self.onward = onward
+            self.history.append((self.log_u + torch.stack(us).log_(), self.log_v + torch.stack(vs).log_()))
+        self.u, self.v, self.onward = us[-1], vs[-1], onward
         self.rounds += rounds
         return True
 
-    def _plain(self, slots: Sequence[tuple[Tensor, Tensor]]) -> None:
+    def _plain(self, rounds: int) -> tuple[list[Tensor], list[Tensor]]:
         matrix, transposed, product, row, column = self.matrix, self.matrix.mT, self.product, self.row, self.column
-        v = self.onward
-        for u, v_next in slots:
-            torch.div(row, product(matrix, v, out=u), out=u)
-            torch.div(column, product(transposed, u, out=v_next), out=v_next)
-            v = v_next
+        us, vs, v = [], [], self.onward
+        for _ in range(rounds):
+            u = row / product(matrix, v)
+            v = column / product(transposed, u)
+            us.append(u)
+            vs.append(v)
+        return us, vs
 
-    def _relaxed(self, slots: Sequence[tuple[Tensor, Tensor]], relaxation: float, onward: Tensor) -> None:
-        """Go `relaxation` times as far in the logarithm; the last v is plain, and its relaxed value in `onward`."""
+    def _relaxed(self, rounds: int, relaxation: float) -> tuple[list[Tensor], list[Tensor], Tensor]:
+        """Go `relaxation` times as far in the logarithm; the last v is plain, and its relaxed value comes third."""
         matrix, transposed, product, row, column = self.matrix, self.matrix.mT, self.product, self.row, self.column
-        u, v = self.u, self.onward
-        for u_next, v_next in slots:
-            torch.div(row, product(matrix, v, out=u_next), out=u_next)
-            u_next.div_(u).pow_(relaxation).mul_(u)
-            torch.div(column, product(transposed, u_next, out=v_next), out=v_next)
-            relaxed = onward if v_next is slots[-1][1] else v_next
-            torch.div(v_next, v, out=relaxed).pow_(relaxation).mul_(v)
-            u, v = u_next, relaxed
+        us, vs, u, v = [], [], self.u, self.onward
+        for _ in range(rounds):
+            u = (row / product(matrix, v)).div_(u).pow_(relaxation).mul_(u)
+            plain = column / product(transposed, u)
+            v = (plain / v).pow_(relaxation).mul_(v)
+            us.append(u)
+            vs.append(v)
+        return us, [*vs[:-1], plain], v
 
     def logarithmic_round(self) -> None:
         """Run one round on the logarithms of the scalings, from where the last kept round ended."""
@@ -183,8 +176,8 @@ class _Solver:
         self.rounds += 1
 
     def row_sums(self) -> Tensor:
-        """Row sums of the plan, in a buffer that the next call reuses."""
-        return self.product(self.matrix, self.v, out=self.sums).mul_(self.u)
+        """Row sums of the plan."""
+        return self.product(self.matrix, self.v).mul_(self.u)
 
     def marginal_error(self) -> float:
         """L1 distance between the row sums and `row`, the largest of the batch."""

@@ -6,7 +6,7 @@ those of `kernel_scaling`.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from itertools import repeat
 
 import torch
 from torch import Tensor
@@ -31,41 +31,44 @@ def unrolled_gradient(
     ``-exp(log u + log v + M) / a`` by M and by log v. All those matrices are one kernel, scaled by vectors that the
     potentials give; so a half-step costs one product with it, and what they add to the gradient by M is the kernel
     times a matrix of as low a rank as there are half-steps. Where the vectors leave the safe range, the kernel is made
-    anew.
+    anew. `grad` is overwritten.
     """
     log_us, log_vs = _half_steps(history)
     row, column = marginals
-    grad_u, grad_v = grad.sum(-1).view_as(row), grad.sum(-2).view_as(column)
+    product = product_with(cost)
+    # Gradients by log v and by log u, over minus v and u, which are 1 on top of the last kernel.
+    carried, pending = grad.sum(-2).view_as(column).neg_(), grad.sum(-1).view_as(row).neg_()
     end = len(log_us)
     while end > 0:
         base_u, base_v = log_us[end - 1], log_vs[end - 1]
         kernel = gibbs_kernel(cost, epsilon, base_u, base_v)
-        start = _segment_start(log_us[:end] - base_u, log_vs[:end] - base_v)
-        lefts, rights = (log_us[start:end] - base_u).exp_().neg_(), (log_vs[start:end] - base_v).exp_()
-        lefts[start % 2 :: 2] /= row
-        rights[1 - start % 2 :: 2] /= column
-        half_steps = list(zip(lefts.unbind(), rights.unbind(), strict=True))
-        grad_u, grad_v = _reverse(kernel, half_steps, grad_u, grad_v, from_columns=end % 2 == 0)
-        grad = grad + kernel.mul_(torch.matmul(_columns(lefts), _columns(rights).mT))
+        us, vs = log_us[:end] - base_u, log_vs[:end] - base_v
+        start = _segment_start(us, vs)
+        us, vs = us[start:].exp_(), vs[start:].exp_()
+        half_steps = _weighted(kernel, us, vs, row, column, first=start % 2)
+        for matrix, weight, slot in reversed(half_steps):
+            carried = product(matrix, torch.mul(weight, carried, out=slot))
+            if pending is not None:
+                carried, pending = carried.add_(pending), None
+        carried *= us[0] if start % 2 else vs[0]
+        grad.addcmul_(kernel, torch.matmul(_columns(us), _columns(vs).mT), value=-1)
         end = start
     return grad
 
 
-def _reverse(
-    kernel: Tensor, half_steps: Sequence[tuple[Tensor, Tensor]], grad_u: Tensor, grad_v: Tensor, *, from_columns: bool
-) -> tuple[Tensor, Tensor]:
-    """Go back through half-steps, in place: what ``left right'`` becomes, times the kernel, is the gradient by M."""
-    product, transposed, zero = product_with(kernel), kernel.mT, torch.zeros_like(grad_u)
-    of_columns = from_columns
-    for left, right in reversed(half_steps):
-        if of_columns:
-            right *= grad_v
-            grad_u = torch.addcmul(grad_u, left, product(kernel, right))
-        else:
-            left *= grad_u
-            grad_u, grad_v = zero, product(transposed, left).mul_(right)
-        of_columns = not of_columns
-    return grad_u, grad_v
+def _weighted(
+    kernel: Tensor, us: Tensor, vs: Tensor, row: Tensor, column: Tensor, *, first: int
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """The matrix of each half-step, what it weights the gradient with, and where that product goes.
+
+    With the products in their places, ``us vs'`` times the kernel is minus the gradient by M.
+    """
+    half_steps: list[tuple[Tensor, Tensor, Tensor]] = [(kernel, row, row)] * len(us)
+    for matrix, vectors, marginal, place in ((kernel.mT, us, row, first), (kernel, vs, column, 1 - first)):
+        slots = vectors[place::2]
+        weights = slots.square().div_(-marginal)
+        half_steps[place::2] = zip(repeat(matrix), weights.unbind(), slots.unbind(), strict=False)
+    return half_steps
 
 
 def implicit_gradient(grad: Tensor, plan: Tensor) -> Tensor:

@@ -228,7 +228,7 @@ class _PlanOfCost(torch.autograd.Function):
                 grad = unrolled_gradient(grad, cost, ctx.epsilon, (row, column), (history[0], history[1]))
             else:
                 grad = implicit_gradient(grad, plan)
-        return grad / -ctx.epsilon, None, None, None, None
+        return grad.div_(-ctx.epsilon), None, None, None, None
 
 
 def _costs(

@@ -21,6 +21,7 @@ class Config(Options):
     columns: tuple[str, ...] = option((), "Columns.", source="choice")
     outcome: str | None = option(None, "Outcome.", source="choice")
     exact: bool = option(False, "Exact.", source="choice")
+    order: Literal[1, 2] | None = option(2, "Order.", source="choice")
     training: Training = Training()
 
 
@@ -38,6 +39,8 @@ class Required(Options):
         ({"outcome": "none"}, {"outcome": None}),
         ({"outcome": "died"}, {"outcome": "died"}),
         ({"exact": "true"}, {"exact": True}),
+        ({"order": "1"}, {"order": 1}),
+        ({"order": "none"}, {"order": None}),
         ({"training.rate": "2", "training.layers": "8"}, {"training": Training(rate=2.0, layers=(8,))}),
         ({"training": {"rate": 3}}, {"training": Training(rate=3.0)}),
     ],
@@ -57,6 +60,10 @@ def test_a_default_written_out_is_the_default():
     [
         ({"epsilom": "1"}, "epsilom: there is no such option. Did you mean 'epsilon'?"),
         ({"training.rat": "1"}, "training.rat: there is no such option. Did you mean 'training.rate'?"),
+        ({"table.rate": "1"}, "table.rate: there is no such option. Did you mean 'training.rate'?"),
+        ({"training_rate": 1}, "training_rate: there is no such option. Did you mean 'training.rate'?"),
+        ({"epsilon": [0.1] * 99}, "epsilon: the value is list; expected a number"),
+        ({"order": "3"}, "order: the value is '3'; expected 1 | 2."),
         ({"zzz": "1"}, "The options are: epsilon, family,"),
         ({"epsilon": "0.7"}, "epsilon: the value is '0.7'; expected a number > 0.0 and < 0.5."),
         ({"epsilon": "x"}, "epsilon: the value is 'x'; expected a number > 0.0 and < 0.5."),
@@ -116,7 +123,16 @@ def test_words_are_data_or_options(tmp_path, monkeypatch):
 
 def test_every_option_is_described():
     rows = {row["name"]: row for row in describe(Config)}
-    assert list(rows) == ["epsilon", "family", "columns", "outcome", "exact", "training.rate", "training.layers"]
+    assert list(rows) == [
+        "epsilon",
+        "family",
+        "columns",
+        "outcome",
+        "exact",
+        "order",
+        "training.rate",
+        "training.layers",
+    ]
     assert rows["epsilon"] == {
         "name": "epsilon",
         "default": "0.05",

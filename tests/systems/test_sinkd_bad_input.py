@@ -131,6 +131,20 @@ def test_places_that_cannot_be_written(command, tmp_path):
     assert (status, (tmp_path / "taken").read_text()) == (2, "mine")
     assert "is a file" in told
     assert command("fit", "sinkd", "t.npz", "--out", "none/student", *QUICK)[0] == 2
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "notes.txt").write_text("mine")
+    status, told = command("fit", "sinkd", "t.npz", "--out", "mine", *QUICK)
+    assert status == 2
+    assert "is a folder with other files in it" in told
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["notes.txt"]
+
+
+@pytest.mark.filterwarnings("default::sanov.core.errors.SanovWarning")
+def test_nothing_to_resume_is_said(command, tmp_path):
+    archive(tmp_path / "t.npz")
+    status, told = command("fit", "sinkd", "t.npz", "--out", "student", "--resume", *QUICK)
+    assert status == 0
+    assert "there is nothing to resume in student" in told
 
 
 def test_a_folder_without_permission(command, tmp_path, monkeypatch):

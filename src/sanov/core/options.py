@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import json
+import reprlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -114,8 +115,10 @@ def _input_error(config: type[Options], error: ValidationError) -> InputError:
     name = ".".join(path)
     fields = dict(_fields(config))
     if first["type"] == "extra_forbidden":
-        near = difflib.get_close_matches(name, fields, n=1) or difflib.get_close_matches(path[-1], fields, n=1)
-        fix = f"did you mean '{near[0]}'?" if near else f"the options are: {', '.join(fields)}"
+        if isinstance(first["input"], Mapping) and len(first["input"]) == 1:  # a group that does not exist
+            name += f".{next(iter(first['input']))}"
+        near = _nearest(name, fields)
+        fix = f"did you mean '{near}'?" if near else f"the options are: {', '.join(fields)}"
         return InputError("there is no such option", where=name, fix=fix)
     field = next((fields[".".join(path[:n])] for n in range(len(path), 0, -1) if ".".join(path[:n]) in fields), None)
     if first["type"] == "missing":
@@ -123,7 +126,23 @@ def _input_error(config: type[Options], error: ValidationError) -> InputError:
     problem = first["msg"].removeprefix("Value error, ")
     if first["type"] == "value_error" or field is None:
         return InputError(problem, where=name or None)
-    return InputError(f"the value is {first['input']!r}", where=name, expected=_legal(field) or problem)
+    value = (
+        reprlib.repr(first["input"]) if isinstance(first["input"], str | int | float) else type(first["input"]).__name__
+    )
+    return InputError(f"the value is {value}", where=name, expected=_legal(field) or problem)
+
+
+def _nearest(name: str, fields: Iterable[str]) -> str | None:
+    """Return the option that was meant: by its dotted name, as Python would write it, or by its last part."""
+    by_last = {known.rsplit(".", 1)[-1]: known for known in fields}
+    by_python = {known.replace(".", "_"): known for known in fields}
+    for names in ({known: known for known in fields}, by_python, by_last):
+        near = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(
+            name.rsplit(".", 1)[-1], names, n=1
+        )
+        if near:
+            return names[near[0]]
+    return None
 
 
 def describe(config: type[Options]) -> list[dict[str, str]]:
@@ -179,7 +198,7 @@ def _legal(field: FieldInfo) -> str:
 
 
 def _from_word(value: Any, field: FieldInfo) -> Any:
-    """Read ``none`` as None and ``a,b`` as two values, where the field can hold that."""
+    """Read ``none`` as None, ``a,b`` as two values and ``1`` as a whole number, where the field can hold that."""
     kinds = _alternatives(field.annotation)
     if not isinstance(value, str) or (str in kinds and value != "none"):
         return value
@@ -187,7 +206,8 @@ def _from_word(value: Any, field: FieldInfo) -> Any:
         return None
     if any(get_origin(kind) is tuple for kind in kinds):
         return tuple(part.strip() for part in value.split(",")) if value not in ("", "none") else ()
-    return value
+    choices = {str(choice): choice for part in _parts(field.annotation) for choice in part}
+    return choices.get(value, value)
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -8,6 +8,7 @@ follow from the seed alone, so that runs that differ in their components are pai
 from __future__ import annotations
 
 import shutil
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -17,13 +18,13 @@ import torch
 from torch import Tensor, nn
 
 from sanov.core import files
-from sanov.core.errors import InputError
+from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import Options, option
 from sanov.data.distillation import DistilTable
 from sanov.learning.components import Component, Rows, gradient_norms, label_loss, teacher_loss, weighted_sums
 from sanov.learning.selection import Judge
 from sanov.learning.students import Encoder, Fitted, Student, build, is_finished
-from sanov.learning.teachers import with_teacher
+from sanov.learning.teachers import CACHE, with_teacher
 from sanov.learning.training import History, Training, micro_batches, place, shuffled, train
 
 __all__ = ["Component", "Rows", "Validation", "fit", "held_out_rows", "label_loss", "teacher_loss"]
@@ -102,10 +103,12 @@ def fit(
     """
     training, student = training or Training(), student or Student()
     choice = validation if isinstance(validation, Validation) else Validation()
-    folder = None if out is None else Path(out)
+    folder, main = None if out is None else Path(out), place()[0] == 0
     active = [component for component in components if component.weight > 0 or component.balance > 0]
     _check(table, active, teacher)
     _check_whole(active, training)
+    if folder is not None and main:
+        _check_folder(folder, resume)
     table = with_teacher(table, teacher, folder=folder)
     rows, held_out = (table, validation) if isinstance(validation, DistilTable) else _divided(table, choice, seed)
     encoder = Encoder.of(rows, student)
@@ -114,7 +117,6 @@ def fit(
     found: dict[str, Any] = {"rows": len(rows), "labelled_rows": rows.n_labelled, "seed": seed}
     if before is not None:
         found |= before(*feed.sample(model))
-    main = place()[0] == 0
     if folder is not None and main:
         _begin(folder, {"data": table.digest(), "options": files.plain(config or {}), "seed": seed}, resume)
     judge = Judge(
@@ -164,6 +166,18 @@ def _train(
         parallel=training.parallel,
         trackers=training.trackers,
     )
+
+
+def _check_folder(folder: Path, resume: bool) -> None:
+    """Refuse a folder with other files in it; say where there is nothing to resume."""
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if RUN not in found:
+        if found - {CACHE}:
+            raise InputError(
+                "is a folder with other files in it", where=str(folder), fix="name a new or an empty folder"
+            )
+        if resume:
+            warnings.warn(f"there is nothing to resume in {folder}: it begins anew", SanovWarning, stacklevel=4)
 
 
 def _begin(folder: Path, run: dict[str, Any], resume: bool) -> None:

@@ -20,7 +20,7 @@ from sanov.data.distillation import DistilTable
 from sanov.data.distillation_sources import Columns
 from sanov.nets import foreign
 
-__all__ = ["read", "with_teacher"]
+__all__ = ["CACHE", "read", "with_teacher"]
 
 CACHE = "teacher.safetensors"
 

@@ -172,7 +172,8 @@ def train(
         store = None if folder is None else Checkpoints(folder, keep, _run(setup, seed, steps, clip_norm), setup)
         history = History() if store is None else store.open(resume)
         objective.names = tuple(history.losses)
-        for step in track(range(len(history), 0 if history.finished else steps), "training"):
+        label = f"training, resumed at step {len(history)}" if len(history) else "training"
+        for step in track(range(len(history), 0 if history.finished else steps), label):
             seed_step(seed, step, setup.process, setup.device)
             setup.set_rate(1.0 if schedule is None else float(schedule(step)))
             micro = list(batches(step, setup.inner))

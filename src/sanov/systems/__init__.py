@@ -95,7 +95,7 @@ def find(name: str) -> Row:
 
 
 class System:
-    """A system from Python: call it to apply it, or reach into its module (``sanov.pn.Config``).
+    """A system from Python: call it to apply it, `fit` it, or reach into its module (``sanov.pn.Config``).
 
     Parameters
     ----------
@@ -105,7 +105,7 @@ class System:
 
     def __init__(self, row: Row):
         self._row = row
-        self.__doc__ = f"{row.title}: {row.question}"
+        self.__doc__ = f"{row.title}: {row.question} `sanov show {row.name}` lists the options."
 
     def __call__(self, *data: Any, fitted: Any = None, seed: int = 0, **options: Any) -> Answer:
         """Apply the system to data frames or paths.
@@ -119,14 +119,41 @@ class System:
         seed
             Seed of everything random.
         options
-            The fields of the system's `Config`; a group is a dictionary.
+            The fields of the system's `Config`; a group is a dictionary: ``map={"clusters": "hospital"}``.
         """
+        module, config = self._configured(options)
+        answer: Answer = module.apply(module.read(list(data), config), config, fitted=fitted, seed=seed)
+        return answer
+
+    def fit(self, *data: Any, out: Any = None, seed: int = 0, resume: bool = False, **options: Any) -> Any:
+        """Fit the system to data frames or paths, and return what was fitted.
+
+        Parameters
+        ----------
+        data
+            Data frames (pandas, Polars, Arrow) or paths.
+        out
+            Folder for what is fitted; None keeps it in memory.
+        seed
+            Seed of everything random.
+        resume
+            Go on from the newest checkpoint in `out`.
+        options
+            The fields of the system's `Config`; a group is a dictionary: ``training={"epochs": 3}``.
+        """
+        if self._row.fits != "yes":
+            raise InputError("there is nothing to fit", where=self._row.name, fix=f"use sanov.{self._row.name}(data)")
+        module, config = self._configured(options)
+        return module.fit(module.read(list(data), config), config, seed=seed, out=out, resume=resume)
+
+    def _configured(self, options: Mapping[str, Any]) -> tuple[ModuleType, Any]:
         from sanov.core.options import parse
 
         module = self._row.load()
-        config = parse(module.Config, _plain(options))
-        answer: Answer = module.apply(module.read(list(data), config), config, fitted=fitted, seed=seed)
-        return answer
+        return module, parse(module.Config, _plain(options))
+
+    def __dir__(self) -> list[str]:
+        return sorted({"fit", *self._row.load().__all__})
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._row.load(), name)
