@@ -118,7 +118,8 @@ def sinkhorn(
     column = _marginal(column_weights, flat, problems, m, "column_weights")
     tracked = cost.requires_grad and torch.is_grad_enabled() and gradient != "envelope"
     record = tracked and gradient == "unroll"
-    scaling = scale(flat.detach(), epsilon, row, column, iterations, tolerance, record=record)
+    with torch.autocast(cost.device.type, enabled=False):
+        scaling = scale(flat.detach(), epsilon, row, column, iterations, tolerance, record=record)
     plan = scaling.plan
     if tracked:
         plan = _PlanOfCost.apply(flat, epsilon, row, column, scaling)  # type: ignore[no-untyped-call]
