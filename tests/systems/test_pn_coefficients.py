@@ -1,14 +1,17 @@
 """The coefficients from a sample: three methods, streaming, weights, clusters, compression, and what is refused."""
 
+import re
 import tracemalloc
 from types import ModuleType
 
 import numpy as np
+import polars as pl
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import oracles
+import sanov
 from sanov.core.errors import InputError
 from sanov.families import risk_coefficients
 from sanov.systems.pn.coefficients import estimate
@@ -491,3 +494,30 @@ def test_a_users_function_that_cannot_be_used(module):
     ):
         with pytest.raises(InputError, match=said):
             prepare(reference, heavy(30, 1), ["x"])
+
+
+# -- heavy tails ------------------------------------------------------------------------------------------------------
+
+
+def _told_of_tails(table):
+    found = estimate(gaussian(table), order=1, bootstrap=0)
+    return [text for text in found.warnings if "one row carries" in text]
+
+
+def test_a_row_that_carries_too_much_is_told():
+    """A logarithmic normal among normals: n* is far too low then, and no interval shows it."""
+    rng = np.random.default_rng(0)
+    told = []
+    for _ in range(20):
+        table = rng.normal(size=(400, 5))
+        assert not _told_of_tails(table)
+        table[:, 3] = np.exp(1.5 * table[:, 3])
+        told += _told_of_tails(table)
+    assert len(told) >= 18
+    assert all(re.search(r"one row carries \d+% .*, and x3\^2 departs most", text) for text in told)
+
+
+def test_a_saturated_model_cannot_be_wrong():
+    rng = np.random.default_rng(0)
+    answer = sanov.pn(pl.DataFrame({"died": rng.integers(0, 2, 300)}), family="ising")
+    assert "no sign of misspecification: tr(G^-1 V)/p = 1, 1 if right" in str(answer)

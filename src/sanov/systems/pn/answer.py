@@ -132,7 +132,7 @@ def _lines(found: Findings) -> tuple[str, ...]:
     family = f"{found.coefficients.parameters} in the family ({found.config.family})"
     parts = {
         "rows": rows_line(plan, target, rows, required),
-        "parameters": f"{family}; these rows carry {plan.carried(rows):,}",
+        "parameters": f"{family}; these rows suffice for about {plan.carried(rows):,}",
         "model": _model_line(found),
         "orders": _orders_line(found),
         "bounds": bounds_line(plan, target, rows),
@@ -210,6 +210,12 @@ def _notes(found: Findings) -> tuple[str, ...]:
         notes.append(f"Monte Carlo standard errors: {errors}")
     if found.data.outcome:
         notes.append(f"'{found.data.outcome.name}' is the outcome, and no column of the family")
+    few = math.ceil(2 / (1 - found.config.confidence) - 1e-9)
+    if 0 < found.config.bootstrap < few:
+        notes.append(
+            f"intervals of {found.config.confidence:.0%} are rough with bootstrap={found.config.bootstrap}: "
+            f"take {few} or more"
+        )
     return tuple(notes)
 
 

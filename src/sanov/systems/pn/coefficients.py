@@ -34,6 +34,7 @@ __all__ = ["Coefficients", "estimate"]
 OFTEN = 1e-3  # a probability of no MLE that is worth a sentence
 INFLATION = 0.02  # so is a bias of b of this share,
 NOISY = 0.02  # and a Monte Carlo error of the risk
+HEAVY = 2.5  # times 1/sqrt(n): share of tr(G^-1 V) in one row; with a finite variance it tends to 0 times 1/sqrt(n)
 
 
 @dataclass(frozen=True, eq=False)
@@ -261,14 +262,16 @@ def _doubts(frame: Frame, found: Order, no_mle: float | None, errors: tuple[floa
     n, p, a, b = frame.sample.rows, len(frame.kept), found.expansion.a, found.expansion.b
     said = []
     if frame.order == 2 and frame.method != "closed_form" and p * p > n:
-        said.append(
-            f"p^2 = {p * p} exceeds n = {n:g}: the second-order term is mostly noise; use method=closed_form or order=1"
-        )
+        said.append(f"p^2 = {p * p} exceeds n = {n:g}: the second-order term is mostly noise; order=1 leaves it out")
     elif frame.order == 2 and frame.method == "simple" and p**3 / n > INFLATION * abs(b):
         said.append(
             f"the sample's own third moments are off by an amount of order p^3/n = {p**3 / n:.3g}, which the interval of "
             f"b = {b:.4g} does not show; method=sandwich or closed_form is free of it"
         )
+    if frame.order == 1 and frame.method == "sandwich" and n <= p:
+        said.append(f"n = {n:g} is not above p = {p}: V is singular, and what it says of the model is of little worth")
+    if frame.method == "sandwich":
+        said += _heavy_tails(frame)
     if abs(b) / n > a / 2:
         said.append(f"|b|/n = {abs(b) / n:.3g} exceeds a/2 = {a / 2:.3g}: n is too small for the expansion")
     if no_mle is not None and no_mle > OFTEN:
@@ -278,3 +281,18 @@ def _doubts(frame: Frame, found: Order, no_mle: float | None, errors: tuple[floa
             f"the draws leave standard errors of {errors[0]:.2g} on a and {errors[1]:.2g} on b: take more draws"
         )
     return tuple(said)
+
+
+def _heavy_tails(frame: Frame) -> list[str]:
+    """Tell of a row that carries so much of tr(G^-1 V) that the variance of the rows' parts cannot be finite."""
+    blocks = frame.sample.units_of(frame.centre, frame.matrix, "tails")
+    heaviest = max(float(np.square(block.sums).sum(axis=1).max()) for block in blocks)
+    share = heaviest / (float(np.trace(frame.v)) * frame.sample.rows)
+    if share * np.sqrt(frame.sample.units) < HEAVY:
+        return []
+    spread = np.diag(frame.v)
+    most = frame.sample.prepared.names[frame.kept[int(spread.argmax())]]
+    return [
+        f"one row carries {share:.0%} of tr(G^-1 V), and {most} departs most: with tails so heavy n* and its interval are "
+        "probably too low; transform that column (its logarithm?) and ask again"
+    ]

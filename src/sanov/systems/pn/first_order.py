@@ -113,7 +113,12 @@ def regression_answer(found: Regression, config: Config) -> Answer:
             "Risk by number of rows": planner_figure(curve, plan.limit, found.rows, plan.required),
             "Where the data depart from the model": shares_figure(statistics),
         },
-        notes=("first order only: outside exponential families no term of order n^-2 is known", *found.notes),
+        notes=(
+            "first order only: outside exponential families no term of order n^-2 is known",
+            "enough means that the fitted model is near the best of its kind, not that its predictions are calibrated; "
+            "Riley's criteria ask for that (name the outcome of a table by map.outcome)",
+            *found.notes,
+        ),
         lines=_lines(found, plan, target, a, statistics),
     )
 
@@ -124,7 +129,7 @@ def _lines(
     p, rows = found.parameters, found.rows
     parts = {
         "rows": rows_line(plan, target, rows, _scaled(a, 1 / plan.limit)),
-        "parameters": f"{p} in the model; these rows carry {plan.carried(rows):,}",
+        "parameters": f"{p} in the model; these rows suffice for about {plan.carried(rows):,}",
         "model": model_line(plan.ratio, _scaled(a, 2 / p), target.confidence, statistics, "tr(I A^-1 B A^-1)/p"),
         "simple": f"p/2 instead of a = {number(plan.a)} asks for {count(p / 2 / plan.limit)} rows",
         "bounds": bounds_line(plan, target, rows),

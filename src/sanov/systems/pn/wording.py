@@ -26,6 +26,7 @@ __all__ = [
 ]
 
 Interval = tuple[float, float] | None
+ALIKE = 1e-6  # what differs by less is equal up to rounding
 HEADING, WIDTH = 12, 100  # columns of a line's heading, and of the screen
 BOUND_NAMES = {"pinsker": "Pinsker", "bretagnolle_huber": "Bretagnolle-Huber", "sharp": "sharp"}
 
@@ -41,11 +42,15 @@ def count(value: float | int | None) -> str:
 
 
 def span(interval: Interval, level: float, *, whole: bool = False, digits: int = 4) -> str:
-    """Return an interval in brackets, with a leading space; nothing where there is none."""
-    if interval is None:
+    """Return an interval in brackets, with a leading space; nothing where there is none, or only a point."""
+    if interval is None or _is_point(interval):
         return ""
     low, high = (count(end) if whole else f"{end:.{digits}g}" for end in interval)
     return f" ({level:.0%} {low} to {'any number' if math.isinf(interval[1]) else high})"
+
+
+def _is_point(interval: tuple[float, float]) -> bool:
+    return interval[1] - interval[0] < ALIKE * abs(interval[1])
 
 
 def listed(names: list[str], most: int = 3) -> str:
@@ -66,6 +71,11 @@ def lines_of(parts: dict[str, str]) -> tuple[str, ...]:
 
 def verdict(plan: Plan, target: Target, rows: float, risk: Interval, subject: str = "the estimation risk") -> str:
     """Whether the rows are enough, in one sentence with its interval."""
+    if not math.isfinite(plan.required):
+        return (
+            f"Undecided: no n meets delta = {number(plan.limit)} at second order, where b = {number(plan.b)} is "
+            f"negative; first-order n* is {count(plan.a / plan.limit)}, and these are {count(rows)} rows. Use order=1."
+        )
     enough = plan.required <= rows
     answer = "Enough" if enough else "Not enough"
     if risk and risk[0] <= plan.limit <= risk[1]:
@@ -80,7 +90,7 @@ def rows_line(plan: Plan, target: Target, rows: float, required: Interval) -> st
     """How many rows are required, and how many are missing."""
     more = plan.more(rows)
     if more is None:
-        return "no number of rows meets the limit at second order, whose b is negative; order=1 has an answer"
+        return f"no n meets delta at second order; first-order n* is {count(plan.a / plan.limit)} (order=1)"
     last = f"{count(more)} more than these {count(rows)}" if more else f"these are {count(rows)}"
     return f"{count(plan.required)} are required{span(required, target.confidence, whole=True)}: {last}"
 
@@ -98,7 +108,7 @@ def model_line(ratio: float, interval: Interval, level: float, shares: pl.DataFr
         What the ratio is called.
     """
     told = f"{symbol} = {ratio:.3g}{span(interval, level, digits=3)}, 1 if right"
-    if interval and interval[0] <= 1 <= interval[1]:
+    if interval and interval[0] - ALIKE <= 1 <= interval[1] + ALIKE:
         return f"no sign of misspecification: {told}"
     side = pl.col("share") > 1 if ratio > 1 else pl.col("share") < 1
     most = [f"{name} ({share:.3g})" for name, share in shares.filter(side).head(3).iter_rows()]
