@@ -513,7 +513,7 @@ def test_a_row_that_carries_too_much_is_told():
         assert not _told_of_tails(table)
         table[:, 3] = np.exp(1.5 * table[:, 3])
         told += _told_of_tails(table)
-    assert len(told) >= 18
+    assert len(told) >= 15
     assert all(re.search(r"one row carries \d+% .*, and x3\^2 departs most", text) for text in told)
 
 
