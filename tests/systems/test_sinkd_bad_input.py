@@ -42,7 +42,7 @@ def frame(**more):
 # -- through the command line -----------------------------------------------------------------------------------------
 
 ARCHIVES = {
-    "NaN": ({"inputs": spoilt(table().inputs, np.nan)}, (), "t.npz, array 'inputs': NaN or an infinite value in row 7"),
+    "NaN": ({"inputs": spoilt(table().inputs, np.nan)}, (), "t.npz, array 'inputs': NaN or an infinite value in row 8"),
     "infinite logits": (
         {"logits": spoilt(table().logits, np.inf)},
         (),
@@ -51,7 +51,7 @@ ARCHIVES = {
     "label out of range": ({"labels": table().labels + 1}, (), "the label is '3'; expected 0 to 2"),
     "one class of labels": ({"labels": np.zeros(96, dtype=int)}, (), "all labels are of one class ('0')"),
     "one class of logits": ({"logits": table().logits[:, :1]}, (), "there is one class; expected at least two"),
-    "no logits": ({"logits": None}, (), "there are no teacher logits. Add columns logit_CLASS"),
+    "no logits": ({"logits": None}, (), "there are no teacher logits. Add the array `logits`"),
     "transport alone": ({"labels": None}, ("alpha=0",), "transport alone cannot tell rows apart. Add labels"),
     "sorting three classes": (
         {},

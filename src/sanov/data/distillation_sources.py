@@ -128,7 +128,7 @@ def _matrix(values: np.ndarray, array: str, name: str) -> np.ndarray:
 def _check_finite(matrix: np.ndarray, where: str) -> None:
     bad = ~np.isfinite(matrix).all(axis=1)
     if bad.any():
-        found = f"NaN or an infinite value in row {bad.argmax()} (counted from 0), {bad.sum()} such rows in all"
+        found = f"NaN or an infinite value in row {bad.argmax() + 1} (the first is 1), {bad.sum()} such rows in all"
         raise InputError(found, where=where, expected="finite numbers", fix="remove those rows or mend them")
 
 

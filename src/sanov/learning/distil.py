@@ -225,7 +225,8 @@ def _check(table: DistilTable, active: Sequence[Component], teacher: str) -> Non
     if all(component.counts == "labelled" for component in active) and not table.n_labelled:
         raise InputError("there are no labels, and only labels were to be learned", where=table.name)
     if table.logits is None and not teacher and any(component.counts == "rows" for component in active):
-        fix = "add columns logit_CLASS, a second file of logits by row id, or teacher=DIR for a Hugging Face classifier"
+        fix = "add the array `logits` (.npz) or columns logit_CLASS (a table), a second file of logits by row id, or "
+        fix += "teacher=DIR for a Hugging Face classifier"
         raise InputError("there are no teacher logits", where=table.name, fix=fix)
     present = set() if table.labels is None else set(table.labels[table.labels >= 0].tolist())
     if len(present) == 1:
