@@ -118,6 +118,14 @@ def test_shapes_are_named():
         objective(STUDENT, TEACHER, mask=torch.zeros(6, dtype=torch.bool))
 
 
+def test_values_are_checked():
+    objective = distillation_loss()
+    with pytest.raises(InputError, match="labels: a label is 3; expected 0 to 2, negative for none"):
+        objective(STUDENT, TEACHER, LABELS.masked_fill(LABELS == 2, 3))
+    with pytest.raises(InputError, match="teacher_logits: some are NaN or infinite"):
+        objective(STUDENT, TEACHER.masked_fill(TEACHER == TEACHER[0, 0], float("inf")), LABELS)
+
+
 def test_transport_alone_is_refused():
     objective = distillation_loss(alpha=0.0)
     with pytest.raises(InputError, match="cannot tell rows apart"):

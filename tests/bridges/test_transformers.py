@@ -39,6 +39,8 @@ def test_mistakes_are_told():
         pack(LOGITS[:2], [0, 2])
     with pytest.raises(InputError, match="1 rows are not finite, the first is row 3"):
         pack(np.where(np.arange(24).reshape(12, 2) == 4, np.nan, LOGITS))
+    with pytest.raises(InputError, match=r"teacher_logits: shape \[2\]; expected \[rows, classes\]"):
+        pack([1.0, 2.0])
     outputs = {"logits": torch.zeros(4, 3)}
     with pytest.raises(InputError, match=r"shape \[12, 3\].*\[rows, 4\]"):
         trainer_loss()(outputs, torch.from_numpy(pack(LOGITS)))

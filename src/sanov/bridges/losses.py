@@ -81,7 +81,8 @@ class DistillationLoss:
         Raises
         ------
         InputError
-            The shapes differ, no row counts, or nothing is left that tells rows apart.
+            The shapes differ, no row counts, a label is no class, a teacher logit is not finite, or nothing is left that
+        tells rows apart.
         """
         student, rows = self._rows(student_logits, teacher_logits, labels, mask, progress)
         self._check(rows)
@@ -110,6 +111,13 @@ class DistillationLoss:
     def _check(self, rows: Rows) -> None:
         if len(rows.teacher) == 0:
             raise InputError("no row counts", where="the batch", fix="skip it")
+        classes, largest = rows.teacher.shape[-1], int(rows.labels.max())
+        if largest >= classes:
+            raise InputError(f"a label is {largest}", where="labels", expected=f"0 to {classes - 1}, negative for none")
+        if not rows.teacher.isfinite().all():
+            raise InputError(
+                "some are NaN or infinite", where="teacher_logits", fix="remove them, or run the teacher again"
+            )
         whole = [component for component in self.components if component.whole_batch]
         by_row = [c for c in self.components if not c.whole_batch and c.count(rows.labels) > 0]
         if not by_row and not getattr(self.config, "identity_penalty", 0):

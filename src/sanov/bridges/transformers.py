@@ -29,15 +29,13 @@ __all__ = ["TrainerLoss", "pack", "trainer_loss", "unpack"]
 IGNORED = -100.0  # what Trainer leaves out when it counts the items of a batch
 
 
-def pack(
-    teacher_logits: Float[np.ndarray, "rows classes"], labels: Sequence[int] | np.ndarray | None = None
-) -> Float32[np.ndarray, "rows columns"]:
+def pack(teacher_logits: Any, labels: Sequence[int] | np.ndarray | None = None) -> Float32[np.ndarray, "rows columns"]:
     """Return the column ``labels``: for each row the label, then the teacher's logits.
 
     Parameters
     ----------
     teacher_logits
-        Of every row, before any temperature.
+        Of every row, before any temperature: an array or nested lists [rows, classes].
     labels
         Index of the class; negative where a row has none. None where none has.
 
@@ -46,6 +44,10 @@ def pack(
     InputError
         Rows differ in number, labels are no classes, or logits are not finite.
     """
+    teacher_logits = np.asarray(teacher_logits)
+    if teacher_logits.ndim != 2:
+        found = f"shape {list(teacher_logits.shape)}"
+        raise InputError(found, where="teacher_logits", expected="[rows, classes]")
     rows, classes = teacher_logits.shape
     column = np.full(rows, NONE) if labels is None else np.asarray(labels)
     if len(column) != rows:
