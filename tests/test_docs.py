@@ -97,23 +97,25 @@ def run_command(line, monkeypatch):
     assert done.output.strip()
 
 
-def run_python(text):
-    names = {
+def names_of_a_page():
+    """What the Python of a page may take for granted."""
+    return {
         "frame": pl.read_csv("data.csv"),
         "student_logits": torch.randn(6, 3, requires_grad=True),
         "teacher_logits": torch.randn(6, 3),
         "labels": torch.tensor([0, 1, 2, 0, -1, -1]),
     }
-    exec(compile(text, "block", "exec"), names)
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*pin_memory.*:UserWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_of_a_page_run_in_order(page, users_folder, monkeypatch):
     monkeypatch.chdir(users_folder)
+    names = {}
     for language, text in BLOCK.findall(page.read_text()):
         if language == "python" and ": ..." not in text:  # a skeleton to fill in
-            run_python(text)
+            names |= names_of_a_page()
+            exec(compile(text, page.name, "exec"), names)
         for line in COMMAND.findall(text) if language != "python" else ():
             if not line.startswith(SLOW):  # run by test_cli and by the tests of the experiments
                 run_command(line, monkeypatch)

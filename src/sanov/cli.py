@@ -254,7 +254,8 @@ def _claim(row: Row) -> Claim:
 
 
 def _verdict(result: ClaimResult) -> str:
-    lines = [f"{result.system}: {result.statement}", f"  {result.verdict.upper()} ({result.preset}: {result.scale})"]
+    verdict = f"too small a run to be quoted: {result.verdict}" if result.preset == "smoke" else result.verdict.upper()
+    lines = [f"{result.system}: {result.statement}", f"  {verdict} ({result.preset}: {result.scale})"]
     lines += [f"  {part.line()}" for part in result.parts]
     return "\n".join([*lines, f"  {sum(result.cells.values())} cells, {result.seconds:.1f} s", ""])
 
@@ -264,7 +265,7 @@ def _blocks() -> dict[str, str]:
     from sanov import report as pages
     from sanov.core.options import describe
 
-    blocks = {"systems": pages.systems_table([row._asdict() for row in SYSTEMS])}
+    blocks = {"systems": pages.systems_table([row._asdict() for row in SYSTEMS], Path("results"))}
     for row in SYSTEMS + BASELINES:
         blocks[f"row {row.name}"] = pages.row_table(row._asdict())
         blocks[f"defaults {row.name}"] = pages.options_table(describe(_load(row).Config))

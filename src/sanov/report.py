@@ -130,10 +130,15 @@ def refresh(documents: Sequence[Path], blocks: Mapping[str, str], *, check: bool
     return stale
 
 
-def systems_table(rows: Sequence[Mapping[str, str]]) -> str:
-    """Return the systems as a Markdown table: question, name, and what moves onto what under which divergence."""
-    body = [[row["question"], f"`{row['name']}`", row["model"], row["reference"], row["divergence"]] for row in rows]
-    return _table(["question", "system", "model that moves", "reference", "divergence"], body)
+def systems_table(rows: Sequence[Mapping[str, str]], results: Path) -> str:
+    """Return the systems as a Markdown table: question, name, what moves onto what, and whether the claim holds."""
+    head = ["question", "system", "model that moves", "reference", "divergence", "its claim, tested here"]
+    body = []
+    for row in rows:
+        path = results / f"{row['name']}-paper.json"
+        verdict = read_result(path).verdict if path.is_file() else "not run"
+        body.append([row["question"], f"`{row['name']}`", row["model"], row["reference"], row["divergence"], verdict])
+    return _table(head, body)
 
 
 def row_table(row: Mapping[str, str]) -> str:
