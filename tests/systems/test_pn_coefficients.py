@@ -109,7 +109,9 @@ def test_a_wrong_model_whose_margins_are_right_keeps_half_the_parameters():
 def test_an_affine_map_changes_no_coefficient(seed):
     rng = np.random.default_rng(seed)
     table = heavy()
-    turn = np.linalg.qr(rng.normal(size=(3, 3)))[0]  # well conditioned whatever is drawn: moments of fourth order are taken
+    turn = np.linalg.qr(rng.normal(size=(3, 3)))[
+        0
+    ]  # well conditioned whatever is drawn: moments of fourth order are taken
     mapped = table @ turn * rng.uniform(50, 200, size=3) + rng.normal(size=3)
     for method in METHODS:
         one, other = (estimate(gaussian(rows), method=method, bootstrap=0) for rows in (table, mapped))

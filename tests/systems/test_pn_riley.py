@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+import sanov
 from sanov.core.errors import InputError
 from sanov.systems.pn.riley import (
     binary_criteria,
@@ -127,3 +128,23 @@ def test_mistakes():
         binary_criteria(5, 0.9, 0.1)
     with pytest.raises(InputError, match="0 < value < 1"):
         continuous_criteria(5, 1.0, 1.0, 1.0)
+
+
+# -- no rows yet ------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_without_rows_equals_pmsampsize():
+    """The published binary example, and the continuous one but for its mean, which does not bind."""
+    binary = sanov.pn(parameters=24, riley={"prevalence": 0.174, "r_squared": 0.288})
+    assert binary.values["riley_rows"] == 662
+    assert "662 rows to predict a binary outcome with 24 parameters" in str(binary)
+    known = binary_criteria(24, 0.15 * maximal_r_squared(0.174), 0.174)
+    assert sanov.pn(parameters=24, riley={"prevalence": 0.174}).values["riley_rows"] == max(known.values())
+    continuous = sanov.pn(parameters=25, riley={"r_squared": 0.2})
+    assert continuous.values["riley_rows"] == 918
+    assert sanov.pn(parameters=24).values["riley_rows"] is None
+
+
+def test_columns_without_a_table_are_refused():
+    with pytest.raises(InputError, match=r"map.outcome: names a column, and there is no table.*riley.prevalence"):
+        sanov.pn(parameters=8, map={"outcome": "died"})

@@ -40,7 +40,7 @@ from sanov.systems.pn.compression import Step, compression_path
 from sanov.systems.pn.config import Config
 from sanov.systems.pn.first_order import planning_answer, regression_answer
 from sanov.systems.pn.planning import Target
-from sanov.systems.pn.reading import Data, Outcome, read
+from sanov.systems.pn.reading import Data, Outcome, naming, read
 from sanov.systems.pn.results import read_results
 from sanov.systems.pn.riley import MinimumSize, minimum_size
 
@@ -49,7 +49,7 @@ __all__ = ["Config", "Data", "apply", "from_results", "read"]
 LONGEST_PATH = 150  # statistics up to which the compression path is a matter of seconds
 
 
-def apply(data: Data, config: Config, *, fitted: None = None, seed: int = 0) -> Answer:
+def apply(data: Data, config: Config, *, fitted: Any = None, seed: int = 0) -> Answer:
     """Say whether the rows suffice, how many are missing, how many parameters they carry, and where the model is wrong.
 
     Parameters
@@ -72,16 +72,17 @@ def apply(data: Data, config: Config, *, fitted: None = None, seed: int = 0) -> 
         raise InputError("there is nothing to fit, so nothing fitted to apply", where="pn", fix="leave out --fitted")
     if data.sample is None:
         return planning_answer(int(config.parameters or 0), config)
-    coefficients = estimate(
-        data.sample,
-        method=config.method or ("simple" if ":" in config.family else "sandwich"),
-        order=config.order,
-        bootstrap=config.bootstrap,
-        draws=config.draws,
-        rank_tolerance=config.rank_tolerance,
-        confidence=config.confidence,
-        seed=seed,
-    )
+    with naming(data.name, data.roles):
+        coefficients = estimate(
+            data.sample,
+            method=config.method or ("simple" if ":" in config.family else "sandwich"),
+            order=config.order,
+            bootstrap=config.bootstrap,
+            draws=config.draws,
+            rank_tolerance=config.rank_tolerance,
+            confidence=config.confidence,
+            seed=seed,
+        )
     target = Target(config.epsilon, config.bound, config.guarantee, config.confidence, coefficients.eigenvalues)
     path = _path(coefficients, target)
     riley = _riley(data.outcome, config)

@@ -18,6 +18,7 @@ from sanov.systems.pn.reading import Data
 from sanov.systems.pn.riley import MinimumSize
 from sanov.systems.pn.sample import Sample
 from sanov.systems.pn.wording import (
+    WHY_RILEY,
     Interval,
     bounds_line,
     certainty_line,
@@ -34,10 +35,6 @@ from sanov.systems.pn.wording import (
 __all__ = ["Findings", "table_answer"]
 
 UNLIKELY = 1e-6  # a probability of no MLE below this is not worth a sentence
-WHY_RILEY = (
-    "Riley asks that one regression overfits little; pn, that the joint distribution of all columns is estimated "
-    "closely."
-)
 WHY_EVENTS = (
     "Events per parameter is a rule of thumb: unlike the other two it does not know how strong the effects are."
 )
@@ -272,8 +269,7 @@ def _tables(found: Findings) -> dict[str, pl.DataFrame]:
     if len(found.path) > 1:
         tables["Compression path"] = _path_table(found.path)
     if found.riley:
-        criteria_of = found.riley.criteria
-        tables["Riley's criteria"] = pl.DataFrame({"criterion": list(criteria_of), "rows": list(criteria_of.values())})
+        tables["Riley's criteria"] = found.riley.table()
     return tables
 
 

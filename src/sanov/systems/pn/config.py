@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from typing import Literal
 
+from pydantic import field_validator
+
 from sanov.core.options import Options, option
 from sanov.families import Bound, Guarantee
 from sanov.systems.pn.expansion import Method
 
 __all__ = ["Config", "Map", "Riley"]
+
+SMALLEST = 1e-6  # gap of the Bayes error: n* is 10^10 rows a parameter there, and below it thresholds drown in rounding
 
 
 class Map(Options):
@@ -40,6 +44,9 @@ class Riley(Options):
         source="choice: from the rows, corrected for optimism",
         gt=0,
         lt=1,
+    )
+    prevalence: float | None = option(
+        None, "Without a table: expected share of events of a binary outcome.", source="choice: continuous", gt=0, lt=1
     )
     shrinkage: float = option(0.9, "Wanted shrinkage factor.", source="riley2019binary", gt=0, lt=1)
 
@@ -85,7 +92,14 @@ class Config(Options):
     )
     columns: tuple[str, ...] = option((), "Columns to use; none: all.", source="choice")
     parameters: int | None = option(
-        None, "Number of parameters, where there is no table yet.", source="choice: planning", ge=1
+        None, "Number of parameters, where there is no table yet.", source="choice: planning", ge=1, le=10_000_000
     )
     map: Map = Map()
     riley: Riley = Riley()
+
+    @field_validator("epsilon")
+    @classmethod
+    def _not_tiny(cls, epsilon: float) -> float:
+        if epsilon < SMALLEST:
+            raise ValueError(f"the value is {epsilon:g}; expected a number >= {SMALLEST:g} and < 0.5")
+        return epsilon

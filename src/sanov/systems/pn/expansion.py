@@ -35,6 +35,7 @@ __all__ = [
 Method = Literal["sandwich", "simple", "closed_form"]
 METHODS: tuple[Method, ...] = get_args(Method)
 LARGEST = 300  # statistics: a p^3 array then takes 216 MB, and half a dozen of them are needed
+WIDEST = 5000  # statistics at first order: a p^2 array then takes 200 MB
 DRAWS_PER_ROW, MOST_DRAWS, FEWEST_PER_ROW = 50, 1_000_000, 10
 DRAWS_PER_PAIR = 10  # per p^2: inverting the draws' covariance inflates a by about p^2 / (2 draws)
 
@@ -127,6 +128,9 @@ def frame_of(sample: Sample, method: Method, order: int, *, draws: int | None, t
     InputError
         Not more rows than statistics where the covariance of the sample is needed.
     """
+    if sample.p > WIDEST:
+        fix = "choose fewer columns with columns=..."
+        raise InputError(f"p={sample.p:,}", where="table", expected=f"at most {WIDEST:,} statistics", fix=fix)
     short = sample.rows <= sample.p
     if short and method != "closed_form" and (order == 2 or (method == "simple" and not sample.plain)):
         raise InputError(

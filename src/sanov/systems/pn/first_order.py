@@ -12,7 +12,9 @@ from sanov.systems.pn.config import Config
 from sanov.systems.pn.figures import planner_figure, shares_figure
 from sanov.systems.pn.planning import Plan, Target, bounds_table, planner_curve
 from sanov.systems.pn.regression import Regression
+from sanov.systems.pn.riley import MinimumSize, planned_size
 from sanov.systems.pn.wording import (
+    WHY_RILEY,
     bounds_line,
     certainty_line,
     coin_line,
@@ -48,12 +50,16 @@ def planning_answer(parameters: int, config: Config) -> Answer:
         "Wrong models": _ratios_table(plan),
         "Planner curve": curve,
     }
+    riley = _planned(parameters, config)
+    if riley:
+        tables["Riley's criteria"] = riley.table()
     parts = {
         "bounds": bounds_line(plan, target, None),
         "certainty": certainty_line(plan, target),
         "coin": coin_line(target.limit),
         "wrong model": f"if the data vary twice as much as the model says, {count(2 * required)} rows",
         "per row": f"one parameter costs {count(required / parameters)} rows at epsilon={config.epsilon:g}",
+        "Riley": _planned_line(riley) if riley else "",
     }
     return Answer(
         system="pn",
@@ -68,12 +74,27 @@ def planning_answer(parameters: int, config: Config) -> Answer:
             "risk_allowed": plan.limit,
             "rows_required": required,
             "coin_tosses": coin_toss_equivalent(target.limit),
+            "riley_rows": riley.rows if riley else None,
             **{f"rows_required_{bound}": plan.a / target.limit_of(bound, config.guarantee) for bound in BOUNDS},
         },
         tables=tables,
         figures={"Risk by number of rows": planner_figure(curve, plan.limit, None, required)},
         notes=("first order, p / (2n); a table brings in the second order and the fit of the model",),
         lines=lines_of(parts),
+    )
+
+
+def _planned(parameters: int, config: Config) -> MinimumSize | None:
+    asked = config.riley
+    if asked.r_squared is None and asked.prevalence is None:
+        return None
+    return planned_size(parameters, r_squared=asked.r_squared, prevalence=asked.prevalence, shrinkage=asked.shrinkage)
+
+
+def _planned_line(size: MinimumSize) -> str:
+    return (
+        f"{size.rows:,} rows to predict a {size.kind} outcome with {size.parameters} parameters ({size.binding}; "
+        f"R-squared {size.r_squared:.3g}, {size.basis}). {WHY_RILEY}"
     )
 
 
@@ -96,21 +117,22 @@ def regression_answer(found: Regression, config: Config) -> Answer:
     half = float(stats.norm.ppf((1 + config.confidence) / 2)) * found.error / found.first
     a = (float(found.first * np.exp(-half)), float(found.first * np.exp(half)))  # on the log scale: a is positive
     draws = found.first * np.exp(stats.norm.ppf(np.linspace(0.0005, 0.9995, 1000)) * found.error / found.first)
-    curve = planner_curve(plan, found.rows, np.column_stack([draws, 0 * draws]), config.confidence)
+    rows = float(found.rows)
+    curve = planner_curve(plan, rows, np.column_stack([draws, 0 * draws]), config.confidence)
     statistics = pl.DataFrame({"statistic": list(found.shares), "share": list(found.shares.values())})
     statistics = statistics.sort((pl.col("share") - 1).abs(), descending=True)
     tables = {
-        "Bounds and guarantees": bounds_table(plan, target, found.rows),
+        "Bounds and guarantees": bounds_table(plan, target, rows),
         "Statistics": statistics,
         "Planner curve": curve,
     }
     return Answer(
         system="pn",
-        sentence=verdict(plan, target, found.rows, _scaled(a, 1 / found.rows), f"the risk of this {found.name} model"),
+        sentence=verdict(plan, target, rows, _scaled(a, 1 / rows), f"the risk of this {found.name} model"),
         values=_values(found, plan, target, a),
         tables=tables,
         figures={
-            "Risk by number of rows": planner_figure(curve, plan.limit, found.rows, plan.required),
+            "Risk by number of rows": planner_figure(curve, plan.limit, rows, plan.required),
             "Where the data depart from the model": shares_figure(statistics),
         },
         notes=(
@@ -126,7 +148,7 @@ def regression_answer(found: Regression, config: Config) -> Answer:
 def _lines(
     found: Regression, plan: Plan, target: Target, a: tuple[float, float], statistics: pl.DataFrame
 ) -> tuple[str, ...]:
-    p, rows = found.parameters, found.rows
+    p, rows = found.parameters, float(found.rows)
     parts = {
         "rows": rows_line(plan, target, rows, _scaled(a, 1 / plan.limit)),
         "parameters": f"{p} in the model; these rows suffice for about {plan.carried(rows):,}",
@@ -151,14 +173,14 @@ def _values(found: Regression, plan: Plan, target: Target, a: tuple[float, float
         "epsilon": target.epsilon,
         "delta": target.delta,
         "risk_allowed": plan.limit,
-        "risk": plan.risk(found.rows),
+        "risk": plan.risk(float(found.rows)),
         "risk_low": a[0] / found.rows,
         "risk_high": a[1] / found.rows,
         "rows_required": plan.required,
         "rows_required_low": a[0] / plan.limit,
         "rows_required_high": a[1] / plan.limit,
-        "rows_more": plan.more(found.rows),
-        "parameters_carried": plan.carried(found.rows),
+        "rows_more": plan.more(float(found.rows)),
+        "parameters_carried": plan.carried(float(found.rows)),
         "a": found.first,
         "a_simple": found.parameters / 2,
         "misspecification_ratio": plan.ratio,

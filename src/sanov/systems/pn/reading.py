@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from sanov.core.errors import InputError
 from sanov.core.frames import check_columns, fingerprint, name_of, numeric, read_frame
 from sanov.data.embedded import resolve
 from sanov.systems.pn.config import Config
-from sanov.systems.pn.sample import Sample
+from sanov.systems.pn.sample import Sample, WeightsKind
 from sanov.systems.pn.statistics import cross, prepare
 
-__all__ = ["Data", "Outcome", "read"]
+__all__ = ["Data", "Outcome", "naming", "read"]
 
 MOST_CELLS = 100_000
 
@@ -50,6 +51,10 @@ class Data:
         What the user handed over.
     digest
         Of the table.
+    name
+        What to call the table in a message.
+    roles
+        Part that a column plays (weights, clusters) -> its name.
     """
 
     sample: Sample | None = None
@@ -57,6 +62,8 @@ class Data:
     outcome: Outcome | None = None
     source: Any = None
     digest: str = ""
+    name: str = "table"
+    roles: Mapping[str, str] = field(default_factory=dict)
 
 
 def read(sources: Sequence[Any], config: Config) -> Data:
@@ -75,6 +82,7 @@ def read(sources: Sequence[Any], config: Config) -> Data:
         Anything that is wrong with the table or does not fit its family; the message names the column or row.
     """
     if not sources and config.parameters:
+        _refuse_columns_without_table(config)
         return Data()
     if not sources:
         raise InputError(
@@ -92,6 +100,17 @@ def read(sources: Sequence[Any], config: Config) -> Data:
     return _read_table(frame, name_of(sources[0]), config, sources[0])
 
 
+def _refuse_columns_without_table(config: Config) -> None:
+    for role in ("outcome", "weights", "clusters"):
+        if getattr(config.map, role):
+            fix = (
+                "for a prediction model give riley.prevalence or riley.r_squared"
+                if role == "outcome"
+                else "leave it out"
+            )
+            raise InputError("names a column, and there is no table", where=f"map.{role}", fix=fix)
+
+
 def _read_table(frame: pl.DataFrame, name: str, config: Config, source: Any) -> Data:
     roles = [role for role in (config.map.outcome, config.map.weights, config.map.clusters) if role]
     check_columns(frame, roles, name=name)
@@ -102,6 +121,15 @@ def _read_table(frame: pl.DataFrame, name: str, config: Config, source: Any) -> 
     both = next((column for column in columns if column in roles), None)
     if both:
         raise InputError(f"column '{both}' is used twice", where="map", fix=f"take it out of columns={both},...")
+    given = {"weights": config.map.weights, "clusters": config.map.clusters}
+    named = {role: column for role, column in given.items() if column}
+    with naming(name, named):
+        sample = _sample(frame, columns, name, config)
+    outcome = _outcome(frame, config.map.outcome, columns, name) if config.map.outcome else None
+    return Data(sample, columns, outcome, source, fingerprint(frame), name, named)
+
+
+def _sample(frame: pl.DataFrame, columns: Sequence[str], name: str, config: Config) -> Sample:
     if config.family == "multinomial":
         codes, cells = _crossed(frame, columns, name)
         prepared = prepare("multinomial", codes, ["cell"], cells=cells, rank_tolerance=config.rank_tolerance)
@@ -109,15 +137,47 @@ def _read_table(frame: pl.DataFrame, name: str, config: Config, source: Any) -> 
         _refuse_text(frame, columns, name)
         values = numeric(frame, columns, name=name)
         prepared = prepare(config.family, values, columns, rank_tolerance=config.rank_tolerance)
-    weights, clusters = config.map.weights, config.map.clusters
-    sample = Sample(
+        if config.family == "gaussian":
+            prepared = replace(prepared, notes=prepared.notes + _two_valued(values, columns))
+    kind, clusters = config.map.weights_kind, config.map.clusters
+    return Sample(
         prepared,
-        weights=numeric(frame, [weights], name=name)[:, 0] if weights else None,
-        weights_kind=config.map.weights_kind,
+        weights=_weights(frame, config.map.weights, name, kind) if config.map.weights else None,
+        weights_kind=kind,
         clusters=_labels(frame, clusters, name) if clusters else None,
     )
-    outcome = _outcome(frame, config.map.outcome, columns, name) if config.map.outcome else None
-    return Data(sample, columns, outcome, source, fingerprint(frame))
+
+
+def _two_valued(values: Float[ndarray, "rows columns"], columns: Sequence[str]) -> tuple[str, ...]:
+    found = [name for name, cells in zip(columns, values.T, strict=True) if len(np.unique(cells)) == 2]
+    if not found:
+        return ()
+    names = ", ".join(f"'{name}'" for name in found)
+    return (f"two values and yet normal here: {names}; if it is an outcome, say map.outcome={found[0]}",)
+
+
+@contextmanager
+def naming(table: str, roles: Mapping[str, str]) -> Iterator[None]:
+    """Say in a message which table, and which of its columns, it is about.
+
+    Parameters
+    ----------
+    table
+        What to call the table.
+    roles
+        Part that a column plays (weights, clusters) -> its name.
+    """
+    try:
+        yield
+    except InputError as error:
+        place = error.where or "table"
+        for role, column in roles.items():
+            place = place.replace(role, f"column '{column}'") if place.endswith(role) else place
+        if place == "table":
+            place = table
+        elif place.startswith(("row ", "column ", "cell ")):
+            place = f"{table}, {place}"
+        raise InputError(error.found, where=place, expected=error.expected, fix=error.fix) from None
 
 
 def _refuse_text(frame: pl.DataFrame, columns: Sequence[str], name: str) -> None:
@@ -147,6 +207,19 @@ def _refuse_missing(cells: pl.Series, name: str) -> None:
         row = int(cells.is_null().arg_true()[0]) + 1
         where = f"{name}, row {row}, column '{cells.name}'"
         raise InputError("the cell is missing", where=where, fix="remove or impute it")
+
+
+def _weights(frame: pl.DataFrame, column: str, name: str, kind: WeightsKind) -> Float[ndarray, " rows"]:
+    values = numeric(frame, [column], name=name)[:, 0]
+    broken = np.flatnonzero(values != np.floor(values))
+    if kind == "frequency" and len(broken):
+        raise InputError(
+            f"the frequency is {values[broken[0]]:g}",
+            where=f"{name}, row {broken[0] + 1}, column '{column}'",
+            expected="a whole number >= 0",
+            fix="correct it, or choose map.weights_kind=probability",
+        )
+    return values
 
 
 def _labels(frame: pl.DataFrame, column: str, name: str) -> ndarray:

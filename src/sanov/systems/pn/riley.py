@@ -11,13 +11,22 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import polars as pl
 from jaxtyping import Float
 from numpy import ndarray
 from scipy import stats
 
 from sanov.core.errors import InputError
 
-__all__ = ["MinimumSize", "binary_criteria", "continuous_criteria", "explained", "maximal_r_squared", "minimum_size"]
+__all__ = [
+    "MinimumSize",
+    "binary_criteria",
+    "continuous_criteria",
+    "explained",
+    "maximal_r_squared",
+    "minimum_size",
+    "planned_size",
+]
 
 OPTIMISM = 0.05  # largest accepted difference between apparent and adjusted R-squared (of its maximum, if binary)
 MARGIN = 0.05  # largest accepted half-width of the interval of the overall risk
@@ -69,6 +78,10 @@ class MinimumSize:
     def binding(self) -> str:
         """The criterion that asks for the most."""
         return max(self.criteria, key=self.criteria.__getitem__)
+
+    def table(self) -> pl.DataFrame:
+        """Columns: criterion, rows."""
+        return pl.DataFrame({"criterion": list(self.criteria), "rows": list(self.criteria.values())})
 
 
 def maximal_r_squared(prevalence: float) -> float:
@@ -282,3 +295,34 @@ def minimum_size(
         criteria = continuous_criteria(parameters, r_squared, prevalence, deviation, shrinkage=shrinkage)
     events = int(min(target.sum(), rows - target.sum())) if binary else rows
     return MinimumSize("binary" if binary else "continuous", criteria, parameters, r_squared, basis, events, rows)
+
+
+def planned_size(
+    parameters: int, *, r_squared: float | None, prevalence: float | None, shrinkage: float = 0.9
+) -> MinimumSize:
+    """Riley's minimum sample size where there are no rows yet.
+
+    Parameters
+    ----------
+    parameters
+        Candidate predictor parameters.
+    r_squared
+        Expected R-squared: Cox and Snell's where `prevalence` is given; None takes 15 % of its maximum.
+    prevalence
+        Expected share of events of a binary outcome; None for a continuous one, whose mean is left open.
+    shrinkage
+        Wanted uniform shrinkage factor.
+
+    Raises
+    ------
+    InputError
+        If `r_squared` is not attainable.
+    """
+    largest = 1.0 if prevalence is None else maximal_r_squared(prevalence)
+    basis = "15% of its maximum" if r_squared is None else "given"
+    r_squared = NO_KNOWLEDGE * largest if r_squared is None else r_squared
+    if prevalence is None:
+        kind, criteria = "continuous", continuous_criteria(parameters, r_squared, 0.0, 1.0, shrinkage=shrinkage)
+    else:
+        kind, criteria = "binary", binary_criteria(parameters, r_squared, prevalence, shrinkage=shrinkage)
+    return MinimumSize(kind, criteria, parameters, r_squared, basis, 0, 0)

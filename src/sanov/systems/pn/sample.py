@@ -267,9 +267,10 @@ def _checked_weights(weights: Any, rows: int) -> Float[ndarray, " rows"]:
         raise InputError(f"there are {values.size} weights", where="weights", expected=f"{rows}, one per row")
     bad = np.flatnonzero(~np.isfinite(values) | (values < 0))
     if len(bad):
-        raise InputError(f"the weight is {values[bad[0]]}", where=f"row {bad[0] + 1}", expected="a number >= 0")
+        found, where = f"the weight is {values[bad[0]]}", f"row {bad[0] + 1}, weights"
+        raise InputError(found, where=where, expected="a number >= 0", fix="correct it, or leave the row out")
     if np.count_nonzero(values) < 2:
-        raise InputError("fewer than two rows have a weight above 0", where="weights")
+        raise InputError("fewer than two rows have a weight above 0", where="weights", expected="two or more")
     return values
 
 
@@ -279,5 +280,6 @@ def _checked_labels(clusters: Any, rows: int) -> ndarray:
         raise InputError(f"there are {labels.size} labels", where="clusters", expected=f"{rows}, one per row")
     _, index = np.unique(labels, return_inverse=True)
     if index.max() == 0:
-        raise InputError("all rows are in one cluster", where="clusters", expected="two or more clusters")
+        fix = "name another column, or leave out map.clusters"
+        raise InputError("all rows are in one cluster", where="clusters", expected="two or more clusters", fix=fix)
     return index

@@ -7,6 +7,7 @@ import itertools
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from sanov.systems.pn.members import Exponential, Family, Multinomial, Normal, P
 __all__ = ["FAMILIES", "Prepared", "cross", "dependent_columns", "prepare"]
 
 FAMILIES = ("gaussian", "ising", "multinomial", "poisson", "exponential")
+NAMED = 10  # dependent columns that are named
 CLEAR = 0.1  # share of the heaviest weight in a dependence that a column must have to be the one that is named
 
 
@@ -91,9 +93,8 @@ def prepare(
         counts that is all zero; no such family; a function that cannot be used.
     """
     if len(table) < 2 or table.shape[1] == 0:
-        raise InputError(
-            f"there are {len(table)} rows and {table.shape[1]} columns", expected="at least 2 rows of data"
-        )
+        found = f"rows: {len(table)}, columns: {table.shape[1]}"
+        raise InputError(found, where="table", expected="at least 2 rows of data", fix="collect more rows")
     _check_finite(table, columns)
     if family == "multinomial":
         return _cells(table, cells)
@@ -101,14 +102,16 @@ def prepare(
         model = _users(family, table)
         return Prepared(family, model, tuple(columns), table, len(model.names))
     if family not in FAMILIES:
-        expected = f"one of {', '.join(FAMILIES)}, or module:function"
-        raise InputError(f"the family is {family!r}", where="family", expected=expected)
+        expected, near = f"one of {', '.join(FAMILIES)}, or module:function", get_close_matches(family, FAMILIES, n=1)
+        fix = f"did you mean '{near[0]}'?" if near else None
+        raise InputError(f"the family is {family!r}", where="family", expected=expected, fix=fix)
     if family in ("poisson", "exponential"):
         _check_values(family, table, columns)
     kept, notes = _varying(table, columns)
     table, columns = table[:, kept], tuple(itertools.compress(columns, kept))
     if table.shape[1] == 0:
-        raise InputError("every column is constant", where="table", expected="a column that varies")
+        fix = "name columns that vary with columns=..."
+        raise InputError("every column is constant", where="table", expected="a column that varies", fix=fix)
     if family == "poisson":
         return Prepared(family, Poisson(columns), columns, table, len(columns), notes)
     if family == "exponential":
@@ -152,7 +155,8 @@ def _independent(
     columns_kept = tuple(columns[place] for place in kept)
     model = _model(family, columns_kept, scale[kept])
     if dropped:
-        names = ", ".join(f"'{columns[place]}'" for place in dropped)
+        more = f" and {len(dropped) - NAMED} more" if len(dropped) > NAMED else ""
+        names = ", ".join(f"'{columns[place]}'" for place in dropped[:NAMED]) + more
         depend = "depends" if len(dropped) == 1 else "depend"
         notes += (f"p reduced from {len(whole.names)} to {len(model.names)}: {names} {depend} on the other columns",)
     values = scaled if family == "gaussian" else table
@@ -275,20 +279,32 @@ def _users(reference: str, table: Float[ndarray, "rows columns"]) -> UserFamily:
         raise InputError(f"its support is {support!r}", where=reference, expected=f"one of {', '.join(SUPPORTS)}")
     if (support == "positive" and table.min() <= 0) or (support == "binary" and not np.isin(table, (0, 1)).all()):
         raise InputError(f"the data do not lie in its support '{support}'", where=reference)
-    try:
-        values = np.asarray(function(table), dtype=float)
-    except Exception as error:
-        raise InputError(f"it fails on the table: {error}", where=reference) from error
-    if values.ndim != 2 or len(values) != len(table) or not np.isfinite(values).all():
-        raise InputError(
-            f"it returned an array of shape {list(values.shape)}",
-            where=reference,
-            expected=f"finite numbers of shape [{len(table)}, p]",
-        )
+    values = _values_of(function, reference, table)
     names = getattr(function, "names", None) or [f"{reference.partition(':')[2]}[{k}]" for k in range(values.shape[1])]
     if len(names) != values.shape[1]:
         raise InputError(f"it names {len(names)} statistics", where=reference, expected=f"{values.shape[1]}")
     return UserFamily(tuple(names), function, getattr(function, "log_base", None), support)
+
+
+def _values_of(
+    function: Callable[[ndarray], ndarray], reference: str, table: Float[ndarray, "rows columns"]
+) -> Float[ndarray, "rows p"]:
+    half = len(table) // 2
+    try:
+        values, first = (np.asarray(function(rows), dtype=float) for rows in (table, table[:half]))
+    except Exception as error:
+        raise InputError(f"it fails on the table: {error}", where=reference) from error
+    if values.ndim != 2 or len(values) != len(table):
+        found, expected = f"it returned an array of shape {list(values.shape)}", f"numbers of shape [{len(table)}, p]"
+        raise InputError(found, where=reference, expected=expected)
+    if not np.isfinite(values).all():
+        row, place = (int(index) for index in np.argwhere(~np.isfinite(values))[0])
+        found = f"statistic {place + 1} of row {row + 1} is {values[row, place]}"
+        raise InputError(found, where=reference, expected="finite numbers")
+    if first.shape != values[:half].shape or not np.allclose(first, values[:half], rtol=1e-6):
+        found = "the statistics of a row change with the other rows"
+        raise InputError(found, where=reference, expected="a function of each row alone", fix="use no means")
+    return values
 
 
 def _load(reference: str) -> Callable[[ndarray], ndarray]:
@@ -297,7 +313,7 @@ def _load(reference: str) -> Callable[[ndarray], ndarray]:
     try:
         sys.path.insert(0, here)
         loaded = importlib.import_module(module)
-    except ImportError as error:
+    except Exception as error:  # the module is the user's, and may fail in any way
         raise InputError(
             f"the module cannot be imported ({error})", where=reference, expected="module:function"
         ) from None

@@ -11,6 +11,7 @@ from sanov.families import bayes_error_bound, coin_toss_equivalent
 from sanov.systems.pn.planning import Plan, Target, rows_needed
 
 __all__ = [
+    "WHY_RILEY",
     "Interval",
     "bounds_line",
     "certainty_line",
@@ -28,6 +29,10 @@ __all__ = [
 Interval = tuple[float, float] | None
 ALIKE = 1e-6  # what differs by less is equal up to rounding
 HEADING, WIDTH = 12, 100  # columns of a line's heading, and of the screen
+WHY_RILEY = (
+    "Riley asks that one regression overfits little; pn, that the joint distribution of all columns is estimated "
+    "closely."
+)
 BOUND_NAMES = {"pinsker": "Pinsker", "bretagnolle_huber": "Bretagnolle-Huber", "sharp": "sharp"}
 
 
