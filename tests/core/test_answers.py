@@ -52,15 +52,15 @@ def test_the_summary_begins_with_the_sentence_and_ends_with_the_notes():
 
 
 def test_lines_of_a_system_replace_the_numbers():
-    assert "a line of its own" in replace(ANSWER, lines=("a line of its own",)).summary()
-    assert "risk now" not in replace(ANSWER, lines=("a line of its own",)).summary()
+    assert "a line of its own" in replace(ANSWER, lines={"own": "a line of its own", "empty": ""}).summary()
+    assert "risk now" not in replace(ANSWER, lines={"own": "a line of its own", "empty": ""}).summary()
 
 
 @pytest.mark.parametrize(
     "more",
     [
         {"sentence": "word " * 90},
-        {"lines": ("a very long line " * 9,) * 30},
+        {"lines": {f"line {i}": "a very long line " * 9 for i in range(30)}},
         {"notes": ("a note that is longer than the screen is wide " * 4,) * 30},
         {"values": {f"number {i}": i for i in range(40)}, "notes": ("note",) * 40},
         {"values": {}, "notes": ()},

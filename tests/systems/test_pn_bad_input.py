@@ -191,6 +191,14 @@ OPTIONS = {
     "one column, two parts": (("columns=a,b", "map.outcome=b"), "map: column 'b' is used twice."),
     "one column, two roles": (("map.weights=c", "map.clusters=c"), "t.csv: the column 'c' is asked for twice."),
     "data and no data": (("parameters=24",), "parameters: both a table and a number of parameters are given."),
+    "prevalence of a table": (
+        ("riley.prevalence=.2",),
+        "riley.prevalence: plans a study without a table, and there is",
+    ),
+    "R-squared of nothing": (
+        ("riley.r_squared=.2",),
+        "riley.r_squared: there is no outcome to explain. Name it by map.outcome=...",
+    ),
     "two tables": (("t.csv",), "pn: 2 tables are given; expected one."),
     "something fitted": (("--fitted", "folder"), "pn: there is nothing to fit, so nothing fitted to apply."),
     "no such module": (("family=nowhere_at_all:f",), "nowhere_at_all:f: the module cannot be imported"),
@@ -374,7 +382,7 @@ def test_a_risk_that_meets_no_limit_is_told(tmp_path, monkeypatch):
     assert not answer.values["enough"]
     assert answer.sentence.startswith("Undecided: no n meets delta = 0.02 at second order")
     assert "first-order n* is 25" in answer.sentence
-    assert "no n meets delta at second order; first-order n* is 25" in " ".join(answer.lines)
+    assert "no n meets delta at second order; first-order n* is 25" in " ".join(answer.lines.values())
     assert noted(data, family="mean_alone:f", order=1).values["rows_required"] == pytest.approx(25)
 
 

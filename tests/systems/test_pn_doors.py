@@ -221,6 +221,8 @@ def test_a_model_fitted_by_statsmodels():
     assert answer.values["a"] == pytest.approx(a, rel=1e-6)
     assert answer.values["rows_required"] == pytest.approx(a / 0.08, rel=1e-6)
     assert answer.values["parameters_carried"] == math.floor(0.08 * 900 * 3 / a)
+    tic = api.Poisson(counts, design).fit(disp=False)
+    assert sanov.pn.from_results(tic).values["a"] == pytest.approx((tic.info_criteria("tic") + 2 * tic.llf) / 4)
     assert any(note.startswith("first order only") for note in answer.notes)
     assert line(answer, "model").startswith("misspecified")  # the counts vary more than a Poisson model says
     assert "this GLM model" in answer.sentence

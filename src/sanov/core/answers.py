@@ -51,7 +51,7 @@ class Answer:
     source
         What the user handed over; `to_frame` returns tables of its kind.
     lines
-        Lines of the summary, where the headline numbers alone do not say enough.
+        What the summary says, by heading, where the headline numbers alone do not say enough; "" is left out.
     """
 
     system: str
@@ -63,11 +63,11 @@ class Answer:
     files: Mapping[str, Callable[[Path], None]] = field(default_factory=dict)
     provenance: Mapping[str, str] = field(default_factory=dict)
     source: Any = None
-    lines: tuple[str, ...] = ()
+    lines: Mapping[str, str] = field(default_factory=dict)
 
     def summary(self) -> str:
         """Return the answer on one screen: at most 24 lines of 100 characters."""
-        body = [part for line in self.lines for part in _wrapped(line)] or _aligned(self.values)
+        body = _headed(self._said()) or _aligned(self.values)
         notes = [part for note in self.notes for part in _wrapped(f"- {note}", "  ")]
         head = _wrapped(f"{self.system}: {self.sentence}")
         room = HEIGHT - len(head) - 2
@@ -93,6 +93,7 @@ class Answer:
         tree: dict[str, Any] = files.plain({
             "system": self.system,
             "sentence": self.sentence,
+            "lines": self._said(),
             "values": self.values,
             "tables": {title: table.to_dict(as_series=False) for title, table in self.tables.items()},
             "notes": self.notes,
@@ -115,13 +116,16 @@ class Answer:
         files.write_bytes(path, spreadsheets.workbook(self._front_sheet(), self.tables))
 
     def page(self) -> pages.Page:
-        """Return the answer as a page: the sentence, what was dropped or assumed, then figures and tables."""
+        """Return the answer as a page: the sentence, notes, what the summary says, figures, tables."""
+        said = self._said()
         numbers = [(name.replace("_", " "), value) for name, value in self.values.items() if _is_scalar(value)]
         blocks: list[pages.Block] = [pages.Figure(title, spec) for title, spec in self.figures.items()]
+        blocks += [pages.Table(title, table) for title, table in self.tables.items()]
         if numbers:
             cells = {"quantity": [name for name, _ in numbers], "value": [shown(value) or "–" for _, value in numbers]}
-            blocks.insert(0, pages.Table("Numbers", pl.DataFrame(cells), right=("value",)))
-        blocks += [pages.Table(title, table) for title, table in self.tables.items()]
+            blocks.insert(len(blocks) if said else 0, pages.Table("Numbers", pl.DataFrame(cells), right=("value",)))
+        if said:
+            blocks.insert(0, pages.Table("Summary", pl.DataFrame({"about": list(said), "answer": list(said.values())})))
         return pages.Page(self.system, self.sentence, self.notes, blocks, self._origin())
 
     def save(self, path: str | Path) -> None:
@@ -181,13 +185,16 @@ class Answer:
             raise InputError(f"there is no table {title!r}", where=self.system, expected=" or ".join(self.tables))
         return self.tables[title]
 
+    def _said(self) -> dict[str, str]:
+        return {heading: text for heading, text in self.lines.items() if text}
+
     def _origin(self) -> dict[str, str]:
         return {"version": f"sanov {__version__}", **self.provenance}
 
     def _front_sheet(self) -> list[list[Any]]:
         values = [(name.replace("_", " "), value) for name, value in self.values.items() if _is_scalar(value)]
         notes = [("note", note) for note in self.notes]
-        rows = [(self.system, self.sentence), *values, *notes, *self._origin().items()]
+        rows = [(self.system, self.sentence), *self._said().items(), *values, *notes, *self._origin().items()]
         return [files.plain(row) for row in rows]
 
 
@@ -213,6 +220,12 @@ def check_place(path: str | Path) -> None:
 
 def _wrapped(line: str, indent: str = "") -> list[str]:
     return textwrap.wrap(line, WIDTH, subsequent_indent=indent) or [""]
+
+
+def _headed(said: Mapping[str, str]) -> list[str]:
+    """Each text with its heading in a column of its own."""
+    width = max(map(len, said), default=0) + 1
+    return [part for name, text in said.items() for part in _wrapped(f"{name:<{width}}{text}", " " * width)]
 
 
 def _cut(lines: list[str], room: int) -> list[str]:

@@ -24,7 +24,6 @@ from sanov.systems.pn.wording import (
     certainty_line,
     coin_line,
     count,
-    lines_of,
     listed,
     model_line,
     number,
@@ -123,7 +122,7 @@ def _sentence(found: Findings) -> str:
     return verdict(found.plan, found.target, rows, risk)
 
 
-def _lines(found: Findings) -> tuple[str, ...]:
+def _lines(found: Findings) -> dict[str, str]:
     plan, target, rows = found.plan, found.target, found.rows
     required = found.coefficients.interval(rows_needed(plan.limit))
     family = f"{found.coefficients.parameters} in the family ({found.config.family})"
@@ -140,7 +139,7 @@ def _lines(found: Findings) -> tuple[str, ...]:
     }
     if found.riley:
         parts |= {"Riley": f"{_riley_line(found.riley, found)} {WHY_RILEY}", "events": _events_line(found.riley)}
-    return lines_of(parts)
+    return parts
 
 
 def _model_line(found: Findings) -> str:

@@ -19,7 +19,6 @@ from sanov.systems.pn.wording import (
     certainty_line,
     coin_line,
     count,
-    lines_of,
     model_line,
     number,
     rows_line,
@@ -80,7 +79,7 @@ def planning_answer(parameters: int, config: Config) -> Answer:
         tables=tables,
         figures={"Risk by number of rows": planner_figure(curve, plan.limit, None, required)},
         notes=("first order, p / (2n); a table brings in the second order and the fit of the model",),
-        lines=lines_of(parts),
+        lines=parts,
     )
 
 
@@ -147,9 +146,9 @@ def regression_answer(found: Regression, config: Config) -> Answer:
 
 def _lines(
     found: Regression, plan: Plan, target: Target, a: tuple[float, float], statistics: pl.DataFrame
-) -> tuple[str, ...]:
+) -> dict[str, str]:
     p, rows = found.parameters, float(found.rows)
-    parts = {
+    return {
         "rows": rows_line(plan, target, rows, _scaled(a, 1 / plan.limit)),
         "parameters": f"{p} in the model; these rows suffice for about {plan.carried(rows):,}",
         "model": model_line(plan.ratio, _scaled(a, 2 / p), target.confidence, statistics, "tr(I A^-1 B A^-1)/p"),
@@ -158,7 +157,6 @@ def _lines(
         "certainty": certainty_line(plan, target),
         "coin": coin_line(plan.risk(rows)),
     }
-    return lines_of(parts)
 
 
 def _scaled(interval: tuple[float, float], factor: float) -> tuple[float, float]:

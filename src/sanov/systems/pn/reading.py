@@ -96,6 +96,7 @@ def read(sources: Sequence[Any], config: Config) -> Data:
         raise InputError("both a table and a number of parameters are given", where="parameters", fix=fix)
     if len(sources) > 1:
         raise InputError(f"{len(sources)} tables are given", where="pn", expected="one")
+    _refuse_plans_with_table(config)
     frame = read_frame(resolve(sources[0]), delimiter=config.map.delimiter or None)
     return _read_table(frame, name_of(sources[0]), config, sources[0])
 
@@ -109,6 +110,14 @@ def _refuse_columns_without_table(config: Config) -> None:
                 else "leave it out"
             )
             raise InputError("names a column, and there is no table", where=f"map.{role}", fix=fix)
+
+
+def _refuse_plans_with_table(config: Config) -> None:
+    if config.riley.prevalence is not None:
+        fix = "leave it out: the rows have a share of their own"
+        raise InputError("plans a study without a table, and there is one", where="riley.prevalence", fix=fix)
+    if config.riley.r_squared is not None and not config.map.outcome:
+        raise InputError("there is no outcome to explain", where="riley.r_squared", fix="name it by map.outcome=...")
 
 
 def _read_table(frame: pl.DataFrame, name: str, config: Config, source: Any) -> Data:

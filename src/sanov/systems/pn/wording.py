@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import textwrap
 
 import polars as pl
 
@@ -17,7 +16,6 @@ __all__ = [
     "certainty_line",
     "coin_line",
     "count",
-    "lines_of",
     "listed",
     "model_line",
     "number",
@@ -28,7 +26,6 @@ __all__ = [
 
 Interval = tuple[float, float] | None
 ALIKE = 1e-6  # what differs by less is equal up to rounding
-HEADING, WIDTH = 12, 100  # columns of a line's heading, and of the screen
 WHY_RILEY = (
     "Riley asks that one regression overfits little; pn, that the joint distribution of all columns is estimated "
     "closely."
@@ -62,16 +59,6 @@ def listed(names: list[str], most: int = 3) -> str:
     """Join a few names, and say how many more there are."""
     more = f" and {len(names) - most} more" if len(names) > most else ""
     return ", ".join(names[:most]) + more
-
-
-def lines_of(parts: dict[str, str]) -> tuple[str, ...]:
-    """Lines of the summary: each part with its heading in a column of its own; parts without text are left out."""
-    return tuple(
-        line
-        for name, text in parts.items()
-        if text
-        for line in textwrap.wrap(f"{name:<{HEADING}}{text}", WIDTH, subsequent_indent=" " * HEADING)
-    )
 
 
 def verdict(plan: Plan, target: Target, rows: float, risk: Interval, subject: str = "the estimation risk") -> str:
