@@ -330,6 +330,22 @@ def test_gradient_through_rounds_that_move_the_potentials_far(dtype, epsilon, bo
     assert (found - exact).norm() <= bound * exact.norm()
 
 
+@pytest.mark.parametrize("batch", [(), (2,)])
+@pytest.mark.parametrize("iterations", [1, 2, 5])
+@pytest.mark.parametrize(("dtype", "bound"), [(torch.float32, 1e-4), (torch.float64, 1e-9)])
+def test_gradient_through_a_round_that_goes_far_by_itself(dtype, bound, iterations, batch):
+    """A column far from all rows moves its potential, in the first round, by more than a kernel can hold."""
+    cost = clouds_cost(6, 4, 0, 5, batch=batch).to(dtype)
+    cost[..., 2] += 64
+    cost, wide = cost.clone().requires_grad_(), cost.double().requires_grad_()
+    pull = torch.randn(6, 5, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    plan = sinkhorn(cost, epsilon=0.1, iterations=iterations).plan
+    (found,) = torch.autograd.grad((plan * pull.to(dtype)).sum(), cost)
+    naive = torch.stack([sinkhorn_logarithmic(part, 0.1, iterations) for part in wide.reshape(-1, 6, 5)])
+    (exact,) = torch.autograd.grad((naive.view_as(wide) * pull).sum(), wide)
+    assert (found - exact).norm() <= bound * exact.norm()
+
+
 # -- tolerance, batches ------------------------------------------------------------------------------------------------
 
 

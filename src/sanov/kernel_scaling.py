@@ -33,7 +33,10 @@ LARGEST_RELAXATION = 1.999  # below 2, where it diverges
 
 @dataclass(frozen=True, slots=True)
 class Scaling:
-    """A scaled kernel, its row sums, and log u and log v: at the end, and after every round if that was recorded."""
+    """A scaled kernel, its row sums, and log u and log v.
+
+    The history, where it was recorded, has both after every round, and log v before the first one too.
+    """
 
     plan: Tensor
     log_u: Tensor
@@ -114,6 +117,7 @@ class _Solver:
         self.history: list[tuple[Tensor, Tensor]] | None = [] if record else None
         self.matrix = torch.empty_like(cost, memory_format=torch.contiguous_format)
         self.product = product_with(cost)
+        self.on_rows, self.on_columns = torch.empty_like(row), torch.empty_like(column)  # room for products
         self.bound = math.exp(safe_range(cost.dtype))
         # The first half-step does not depend on log_u, which only brings the largest entry of each row to 1.
         self._absorb((cost.amin(-1) / epsilon).view_as(row), torch.zeros_like(column))
@@ -142,10 +146,10 @@ class _Solver:
 
     def _plain(self, rounds: int) -> tuple[list[Tensor], list[Tensor]]:
         matrix, transposed, product, row, column = self.matrix, self.matrix.mT, self.product, self.row, self.column
-        us, vs, v = [], [], self.onward
+        on_rows, on_columns, us, vs, v = self.on_rows, self.on_columns, [], [], self.onward
         for _ in range(rounds):
-            u = row / product(matrix, v)
-            v = column / product(transposed, u)
+            u = row / product(matrix, v, out=on_rows)
+            v = column / product(transposed, u, out=on_columns)
             us.append(u)
             vs.append(v)
         return us, vs
@@ -153,10 +157,10 @@ class _Solver:
     def _relaxed(self, rounds: int, relaxation: float) -> tuple[list[Tensor], list[Tensor], Tensor]:
         """Go `relaxation` times as far in the logarithm; the last v is plain, and its relaxed value comes third."""
         matrix, transposed, product, row, column = self.matrix, self.matrix.mT, self.product, self.row, self.column
-        us, vs, u, v = [], [], self.u, self.onward
+        on_rows, on_columns, us, vs, u, v = self.on_rows, self.on_columns, [], [], self.u, self.onward
         for _ in range(rounds):
-            u = (row / product(matrix, v)).div_(u).pow_(relaxation).mul_(u)
-            plain = column / product(transposed, u)
+            u = (row / product(matrix, v, out=on_rows)).div_(u).pow_(relaxation).mul_(u)
+            plain = column / product(transposed, u, out=on_columns)
             v = (plain / v).pow_(relaxation).mul_(v)
             us.append(u)
             vs.append(v)
@@ -177,7 +181,7 @@ class _Solver:
 
     def row_sums(self) -> Tensor:
         """Row sums of the plan."""
-        return self.product(self.matrix, self.v).mul_(self.u)
+        return self.product(self.matrix, self.v, out=self.on_rows) * self.u
 
     def marginal_error(self) -> float:
         """L1 distance between the row sums and `row`, the largest of the batch."""
@@ -189,7 +193,7 @@ class _Solver:
         history = None
         if self.history is not None:
             log_us, log_vs = zip(*self.history, strict=True)
-            history = torch.cat(log_us), torch.cat(log_vs)
+            history = torch.cat(log_us), torch.cat([torch.zeros_like(log_vs[0][:1]), *log_vs])
         row_sums = self.row_sums()
         plan = self.matrix.mul_(as_column(self.u)).mul_(as_row(self.v))
         return Scaling(plan, self.log_u + self.u.log(), self.log_v + self.v.log(), row_sums, self.rounds, history)

@@ -6,8 +6,6 @@ those of `kernel_scaling`.
 
 from __future__ import annotations
 
-from itertools import repeat
-
 import torch
 from torch import Tensor
 
@@ -20,12 +18,13 @@ RIDGE = 1e-13
 
 def unrolled_gradient(
     grad: Tensor,
+    plan: Tensor,
     cost: Tensor,
     epsilon: float,
     marginals: tuple[Tensor, Tensor],
     history: tuple[Tensor, Tensor],
 ) -> Tensor:
-    """Reverse mode through all half-steps, from the potentials after each round.
+    """Reverse mode through all half-steps, from the potentials after each round and log v before the first.
 
     A half-step of the rows, ``log u = log a - logsumexp_j(M + log v)`` with ``M = -cost / epsilon``, has the Jacobian
     ``-exp(log u + log v + M) / a`` by M and by log v. All those matrices are one kernel, scaled by vectors that the
@@ -33,42 +32,40 @@ def unrolled_gradient(
     times a matrix of as low a rank as there are half-steps. Where the vectors leave the safe range, the kernel is made
     anew. `grad` is overwritten.
     """
-    log_us, log_vs = _half_steps(history)
+    log_us, log_vs = history
     row, column = marginals
-    product = product_with(cost)
-    # Gradients by log v and by log u, over minus v and u, which are 1 on top of the last kernel.
-    carried, pending = grad.sum(-2).view_as(column).neg_(), grad.sum(-1).view_as(row).neg_()
-    end = len(log_us)
+    product, on_rows, on_columns = product_with(cost), torch.empty_like(row), torch.empty_like(column)
+    on_u: Tensor | None = grad.sum(-1).view_as(row)
+    on_v = grad.sum(-2).view_as(column)
+    end, kernel = len(log_us), plan
     while end > 0:
-        base_u, base_v = log_us[end - 1], log_vs[end - 1]
-        kernel = gibbs_kernel(cost, epsilon, base_u, base_v)
-        us, vs = log_us[:end] - base_u, log_vs[:end] - base_v
+        us, vs, kernel_of_rows = log_us[:end] - log_us[end - 1], log_vs[: end + 1] - log_vs[end], kernel
         start = _segment_start(us, vs)
+        if start == end:  # within one round v went so far that the two half-steps need a kernel each
+            start = end - 1
+            kernel_of_rows = gibbs_kernel(cost, epsilon, log_us[start], log_vs[start])
+            vs = torch.zeros_like(vs)
         us, vs = us[start:].exp_(), vs[start:].exp_()
-        half_steps = _weighted(kernel, us, vs, row, column, first=start % 2)
-        for matrix, weight, slot in reversed(half_steps):
-            carried = product(matrix, torch.mul(weight, carried, out=slot))
-            if pending is not None:
-                carried, pending = carried.add_(pending), None
-        carried *= us[0] if start % 2 else vs[0]
-        grad.addcmul_(kernel, torch.matmul(_columns(us), _columns(vs).mT), value=-1)
+        of_rows, of_columns = us.square().div_(-row), vs[1:].square().div_(-column)
+        transposed, lefts, rights = kernel_of_rows.mT, list[Tensor](), list[Tensor]()
+        # Carried on: the gradient by log v over -v, or that by log u over -u; at the end v and u are 1.
+        carried = -on_v
+        for of_row, of_column in zip(reversed(of_rows.unbind()), reversed(of_columns.unbind()), strict=True):
+            right = of_column * carried
+            carried = product(kernel, right, out=on_rows)
+            if on_u is not None:
+                carried, on_u = carried.sub_(on_u), None
+            left = of_row * carried
+            carried = product(transposed, left, out=on_columns)
+            rights.append(right)
+            lefts.append(left)
+        on_v = -vs[0] * carried
+        grad.addcmul_(kernel, _sum_of_outer(us, torch.stack(rights[::-1])), value=-1)
+        grad.addcmul_(kernel_of_rows, _sum_of_outer(torch.stack(lefts[::-1]), vs[:-1]), value=-1)
         end = start
+        if end > 0:
+            kernel = gibbs_kernel(cost, epsilon, log_us[end - 1], log_vs[end])
     return grad
-
-
-def _weighted(
-    kernel: Tensor, us: Tensor, vs: Tensor, row: Tensor, column: Tensor, *, first: int
-) -> list[tuple[Tensor, Tensor, Tensor]]:
-    """The matrix of each half-step, what it weights the gradient with, and where that product goes.
-
-    With the products in their places, ``us vs'`` times the kernel is minus the gradient by M.
-    """
-    half_steps: list[tuple[Tensor, Tensor, Tensor]] = [(kernel, row, row)] * len(us)
-    for matrix, vectors, marginal, place in ((kernel.mT, us, row, first), (kernel, vs, column, 1 - first)):
-        slots = vectors[place::2]
-        weights = slots.square().div_(-marginal)
-        half_steps[place::2] = zip(repeat(matrix), weights.unbind(), slots.unbind(), strict=False)
-    return half_steps
 
 
 def implicit_gradient(grad: Tensor, plan: Tensor) -> Tensor:
@@ -92,19 +89,15 @@ def implicit_gradient(grad: Tensor, plan: Tensor) -> Tensor:
     return grad - (wide * (on_rows + on_columns)).to(grad.dtype)
 
 
-def _half_steps(history: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    """Potentials on which each half-step's Jacobian stands, in order: rows at even places, columns at odd ones."""
-    log_us, log_vs = (potentials.repeat_interleave(2, 0) for potentials in history)
-    return log_us, torch.cat([torch.zeros_like(log_vs[:1]), log_vs[:-1]])
-
-
 def _segment_start(drift_u: Tensor, drift_v: Tensor) -> int:
-    """Index of the first half-step from which on all potentials stay within the safe range of the last one's."""
-    drift = torch.maximum(drift_u.abs().flatten(1).amax(1), drift_v.abs().flatten(1).amax(1))
-    outside = torch.nonzero(drift > safe_range(drift.dtype))
-    return int(outside[-1]) + 1 if len(outside) else 0
+    """Index of the first round from which on all potentials, before and after it, stay near the last ones."""
+    drift = torch.cat([drift_u.flatten(1), drift_v[:-1].flatten(1)], 1).abs_().amax(1).tolist()
+    largest = safe_range(drift_u.dtype)
+    return next((place + 1 for place in reversed(range(len(drift))) if drift[place] > largest), 0)
 
 
-def _columns(vectors: Tensor) -> Tensor:
-    """Vectors of all steps, [steps, n] or [steps, batch, n, 1], as columns, [n, steps] or [batch, n, steps]."""
-    return vectors.T if vectors.ndim == 2 else vectors.squeeze(-1).movedim(0, -1)
+def _sum_of_outer(lefts: Tensor, rights: Tensor) -> Tensor:
+    """Sum over rounds of left right', from [rounds, n] and [rounds, m] or [rounds, batch, n, 1] and so on."""
+    if lefts.ndim == 2:
+        return lefts.T @ rights
+    return lefts.squeeze(-1).movedim(0, -1) @ rights.squeeze(-1).movedim(0, -2)

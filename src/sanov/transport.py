@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 
 from sanov.core.errors import InputError
 from sanov.ground_cost import pairwise_cost
-from sanov.kernel_scaling import Scaling, as_column, as_row, scale
+from sanov.kernel_scaling import Scaling, scale
 from sanov.plan_gradients import implicit_gradient, unrolled_gradient
 
 __all__ = ["Plan", "pairwise_cost", "sinkhorn", "sinkhorn_divergence", "sorted_transport_1d"]
@@ -40,10 +40,8 @@ class Plan:
         P, [*batch, n, m]. Column sums are right to rounding, row sums to `marginal_error`.
     cost
         <P, D>, [*batch].
-    regularised_cost
-        <P, D> + epsilon sum P log P, [*batch]; it equals <P, f + g>, and is below `cost` by epsilon times the plan's
-        entropy. With epsilon KL(P || a b') as the second term it would be larger by epsilon (H(a) + H(b)), which for
-        uniform weights is epsilon log(n m).
+    ground_cost
+        D, [*batch, n, m].
     potentials
         f, [*batch, n], and g, [*batch, m], in the unit of the cost. Constants for the gradient.
     marginal_error
@@ -54,10 +52,22 @@ class Plan:
 
     plan: Float[Tensor, "*batch n m"]
     cost: Float[Tensor, "*batch"]
-    regularised_cost: Float[Tensor, "*batch"]
+    ground_cost: Float[Tensor, "*batch n m"]
     potentials: tuple[Float[Tensor, "*batch n"], Float[Tensor, "*batch m"]]
     marginal_error: Float[Tensor, "*batch"]
     iterations: int
+
+    @property
+    def regularised_cost(self) -> Float[Tensor, "*batch"]:
+        """<P, D> + epsilon sum P log P, [*batch]; it equals <P, f + g>.
+
+        It is below `cost` by epsilon times the plan's entropy. With epsilon KL(P || a b') as the second term it would
+        be larger by epsilon (H(a) + H(b)), which for uniform weights is epsilon log(n m).
+        """
+        f, g = self.potentials
+        # epsilon log P; as the total mass is constant, it is also what epsilon sum P log P changes with P by.
+        scores = f[..., :, None] + g[..., None, :] - self.ground_cost.detach()
+        return self.cost + (self.plan * scores).sum((-2, -1))
 
 
 def sinkhorn(
@@ -113,28 +123,25 @@ def sinkhorn(
         raise InputError(f"it has shape {list(cost.shape)}", where="cost", expected="at least one row and one column")
     cost = cost.to(torch.promote_types(cost.dtype, torch.float32))
     batch, problems, (n, m) = cost.shape[:-2], math.prod(cost.shape[:-2]), cost.shape[-2:]
-    flat = cost.reshape(problems, n, m) if problems > 1 else cost.reshape(n, m)
+    flat = cost if cost.ndim == 2 else cost.reshape((problems, n, m) if problems > 1 else (n, m))
     row = _marginal(row_weights, flat, problems, n, "row_weights")
     column = _marginal(column_weights, flat, problems, m, "column_weights")
     tracked = cost.requires_grad and torch.is_grad_enabled() and gradient != "envelope"
     record = tracked and gradient == "unroll"
-    with torch.autocast(cost.device.type, enabled=False):
-        scaling = scale(flat.detach(), epsilon, row, column, iterations, tolerance, record=record)
+    scaling = scale(flat.detach(), epsilon, row, column, iterations, tolerance, record=record)
     plan = scaling.plan
     if tracked:
         plan = _PlanOfCost.apply(flat, epsilon, row, column, scaling)  # type: ignore[no-untyped-call]
-    f, g = epsilon * scaling.log_u, epsilon * scaling.log_v
-    value, regularised = _costs(flat, plan, (f, g), (scaling.row_sums, column))
+    # A single problem needs no array of the products.
+    value = (plan * flat).sum((-2, -1)) if flat.ndim == 3 else torch.dot(plan.flatten(), flat.flatten())
     if not math.isfinite(value.detach().sum().item()):
         raise InputError("some entries are infinite, or too large", where="cost", expected="finite costs")
-    return Plan(
-        plan=plan.reshape(cost.shape),
-        cost=value.reshape(batch),
-        regularised_cost=regularised.reshape(batch),
-        potentials=(f.reshape(*batch, n), g.reshape(*batch, m)),
-        marginal_error=(scaling.row_sums - row).abs_().reshape(*batch, n).sum(-1),
-        iterations=scaling.rounds,
-    )
+    f, g = epsilon * scaling.log_u, epsilon * scaling.log_v
+    error = (scaling.row_sums - row).abs_()
+    if batch:
+        plan, value = plan.reshape(cost.shape), value.reshape(batch)
+        f, g, error = f.reshape(*batch, n), g.reshape(*batch, m), error.reshape(*batch, n)
+    return Plan(plan, value, cost, (f, g), error.sum(-1), scaling.rounds)
 
 
 def sinkhorn_divergence(
@@ -226,31 +233,10 @@ class _PlanOfCost(torch.autograd.Function):
         grad = grad * plan
         with torch.autocast(grad.device.type, enabled=False):
             if history:
-                grad = unrolled_gradient(grad, cost, ctx.epsilon, (row, column), (history[0], history[1]))
+                grad = unrolled_gradient(grad, plan, cost, ctx.epsilon, (row, column), (history[0], history[1]))
             else:
                 grad = implicit_gradient(grad, plan)
         return grad.div_(-ctx.epsilon), None, None, None, None
-
-
-def _costs(
-    cost: Tensor, plan: Tensor, potentials: tuple[Tensor, Tensor], sums: tuple[Tensor, Tensor]
-) -> tuple[Tensor, Tensor]:
-    """<P, D>, and <P, D> + epsilon sum P log P, for each problem.
-
-    ``epsilon log P = f + g - D``, so the second is also <P, f + g>; and since the total mass is constant, sum P log P
-    changes with P by sum log P dP.
-    """
-    value = _inner(plan, cost)
-    if plan.requires_grad:
-        constant = as_column(potentials[0]) + as_row(potentials[1]) - cost.detach()
-        return value, value + _inner(plan, constant)
-    dual = sum(_inner(weights, potential) for weights, potential in zip(sums, potentials, strict=True))
-    return value, value + (dual - value.detach())
-
-
-def _inner(x: Tensor, y: Tensor) -> Tensor:
-    """Sum of products within each problem; a single one needs no array of the products."""
-    return (x * y).sum((-2, -1)) if x.ndim == 3 else torch.dot(x.flatten(), y.flatten())
 
 
 def _check_options(epsilon: float, iterations: int, tolerance: float | None, gradient: str) -> None:

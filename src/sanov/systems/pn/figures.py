@@ -46,20 +46,23 @@ def planner_figure(curve: pl.DataFrame, limit: float, rows: float | None, requir
     points = {"mark": {"type": "point", "filled": True, "size": 70}, "params": [hover]}
     layers.append({**points, "encoding": {"x": x, "y": y, "opacity": seen, "tooltip": tips}})
     layers.append(_rule("y", limit, f"accepted: {limit:.4g}"))
-    layers += [_rule("x", place, text) for place, text in ((rows, "rows at hand"), (required, "required")) if place]
+    layers += [_rule("x", rows, "rows at hand")] if rows else []
+    layers += [_rule("x", required, "required", below=14)] if required else []
     positive = curve.filter(pl.col("risk") > 0)
     return {"data": {"values": positive.to_dicts()}, "layer": layers}
 
 
-def _rule(axis: str, place: float, text: str) -> Spec:
+def _rule(axis: str, place: float, text: str, below: int = 0) -> Spec:
+    """Draw a line with its text; `below` moves it away from another's (pixels)."""
     label = {"align": "left", "dx": 4, "dy": -6} if axis == "y" else {"align": "left", "dx": 4, "baseline": "top"}
-    other = {"x": {"value": 0}} if axis == "y" else {"y": {"value": 0}}
+    other = {"x": {"value": 0}} if axis == "y" else {"y": {"value": below}}
     here = {axis: {"datum": place, "type": "quantitative"}}
     return {
+        "data": {"values": [{}]},  # drawn once, not once a row
         "layer": [
             {"mark": {"type": "rule", "strokeDash": [2, 2]}, "encoding": here},
             {"mark": {"type": "text", "text": text, **label}, "encoding": here | other},
-        ]
+        ],
     }
 
 

@@ -108,7 +108,7 @@ def sinkhorn_loss(
     if debiased:
         own = move(student, student).regularised_cost + move(teacher, teacher).regularised_cost
         value = plan.regularised_cost - 0.5 * own
-    error = (plan.plan.detach().sum(dim=-1) * len(student) - 1).abs().amax()
+    error = plan.plan.detach().sum(dim=-1).mul_(len(student)).sub_(1).abs_().amax()
     return Transported(value, error, len(student))
 
 
