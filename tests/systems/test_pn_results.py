@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 
+import sanov
 from sanov.core.errors import InputError
 from sanov.systems.pn.results import read_results
 
@@ -170,3 +171,17 @@ def test_standard_error_is_the_spread_between_samples(kind):
         found.append(read_results(fitted))
     spread = np.std([each.first for each in found], ddof=1)
     assert np.mean([each.error for each in found]) == pytest.approx(spread, rel=0.25)
+
+
+@pytest.mark.parametrize("kind", ["OLS", "Logit"])
+def test_the_clusters_of_the_result_are_taken(kind):
+    rng = np.random.default_rng(0)
+    design = api.add_constant(rng.standard_normal((300, 2)))
+    groups = np.repeat(np.arange(30), 10)
+    outcome = design @ [0.2, 1.0, -0.5] + np.repeat(rng.standard_normal(30), 10) + rng.standard_normal(300)
+    model = api.OLS(outcome, design) if kind == "OLS" else api.Logit((outcome > 0).astype(float), design)
+    options = {} if kind == "OLS" else {"disp": False}
+    clustered = model.fit(cov_type="cluster", cov_kwds={"groups": groups}, **options)
+    plain = model.fit(**options)
+    assert sanov.pn.from_results(clustered).values["a"] == sanov.pn.from_results(plain, clusters=groups).values["a"]
+    assert sanov.pn.from_results(plain).values["a"] < sanov.pn.from_results(clustered).values["a"]

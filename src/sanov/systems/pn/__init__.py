@@ -110,7 +110,8 @@ def from_results(results: Any, *, clusters: Any = None, **options: Any) -> Answe
     results
         Of OLS, WLS, GLM, Logit, Poisson or another likelihood model.
     clusters
-        A label per row; rows of one cluster depend on one another.
+        A label per row; rows of one cluster depend on one another. None takes the groups of a result that was fitted
+        with ``cov_type="cluster"``.
     options
         Fields of `Config` that concern the target: `epsilon`, `bound`, `guarantee`, `confidence`.
 

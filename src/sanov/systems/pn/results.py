@@ -29,13 +29,16 @@ def read_results(results: Any, clusters: Any = None) -> Regression:
         What `fit` of a statsmodels model returned: OLS, WLS, GLM, Logit, Poisson, or any likelihood model with scores
         per observation.
     clusters
-        A label per row (a list, an array or a series); scores are added within a cluster.
+        A label per row (a list, an array or a series); scores are added within a cluster. None takes the groups of a
+        result that was fitted with ``cov_type="cluster"``.
 
     Raises
     ------
     InputError
         The object is no such result, has weights, or was not fitted by maximum likelihood.
     """
+    if clusters is None and getattr(results, "cov_type", "") == "cluster":
+        clusters = results.cov_kwds.get("groups")
     return assess(_fit(results), clusters)
 
 
