@@ -156,7 +156,7 @@ def test_summary_says_whether_transport_has_anything_to_do():
     assert "before training the median total variation" in fitted.summary()
     assert len(fitted.summary().splitlines()) <= 24
     assert max(map(len, fitted.summary().splitlines())) <= 100
-    assert 0 < fitted.results["median_distance"] < 1
+    assert 0 < fitted.results["overlap"]["median_distance"] < 1
     assert {"marginal_error", "transport_cost", "gradient_transport"} <= set(fitted.history.columns)
 
 

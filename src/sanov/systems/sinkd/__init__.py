@@ -321,4 +321,4 @@ def _look(student_logits: Tensor, teacher_logits: Tensor, config: Config) -> dic
     size = config.training.batch_size
     checks.warn_of_batch(student_logits[:size], teacher_logits[:size], config.solver())
     found = checks.overlap(student_logits, teacher_logits)
-    return {**found._asdict(), "notes": [found.sentence()]}
+    return {"overlap": found._asdict(), "notes": [found.sentence()]}
