@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -33,11 +32,12 @@ def test_list_is_quick_and_shows_every_system(tmp_path):
     from sanov.systems import BASELINES, SYSTEMS
 
     def seconds():
-        start = time.perf_counter()
+        """Of the processor: other tests run beside this one."""
+        start = sum(os.times()[2:4])
         done = sanov("list", "--all", cwd=tmp_path)
         assert done.returncode == 0
         assert all(row.name in done.stdout for row in SYSTEMS + BASELINES)
-        return time.perf_counter() - start
+        return sum(os.times()[2:4]) - start
 
     assert min(seconds() for _ in range(5)) < 0.3
 
