@@ -429,8 +429,8 @@ def test_a_hundred_steps_cost_less_than_half_a_second():
 
     def seconds():
         model = nn.Sequential(nn.Linear(20, 40), nn.Tanh(), nn.Linear(40, 4))
-        start = time.perf_counter()
+        start = time.process_time()
         train(model, batches, square, optimizer=torch.optim.AdamW, steps=100, clip_norm=1.0)
-        return time.perf_counter() - start
+        return time.process_time() - start
 
     assert min(seconds() for _ in range(3)) < 0.5
