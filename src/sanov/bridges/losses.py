@@ -24,6 +24,7 @@ from torch import Tensor
 from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import Options, parse
 from sanov.learning.components import Component, Rows, weighted_sums
+from sanov.learning.processes import place
 from sanov.systems import find
 
 __all__ = ["DistillationLoss", "Loss", "distillation_loss"]
@@ -139,17 +140,21 @@ def distillation_loss(system: str = "sinkd", **options: Any) -> DistillationLoss
     system
         ``sinkd``, or ``distillation`` for the textbook losses.
     options
-        As on the command line; a group is a dictionary, or a dotted name in one.
+        As on the command line; a group is a dictionary, or a dotted name in one. ``balance`` acts where gradients are
+        formed; without them the value is that of ``transport_weight``.
 
     Raises
     ------
     InputError
-        An unknown system or option, a value out of range, or ``transport.gather``.
+        An unknown system or option, a value out of range, ``transport.gather``, or ``balance`` with several processes.
     """
     module = find(system).load()
     if not hasattr(module, "components"):
         raise InputError("is no objective of distillation", where=system, expected="sinkd or distillation")
     config = parse(module.Config, options)
+    if getattr(config, "balance", 0) > 0 and place()[1] > 1:
+        fix = "give transport_weight, or train by `sanov fit sinkd`"
+        raise InputError("the ratio of gradients needs the rows of all processes", where="balance", fix=fix)
     active = [component for component in module.components(config) if component.weight > 0 or component.balance > 0]
     if any(component.whole_batch == "gathered" for component in active):
         found = "a loss inside another loop sees the rows of its own process alone"

@@ -7,8 +7,10 @@ travel in that column: each row of it is the label followed by the logits::
     rows = [{**tokenizer(text), "labels": row} for text, row in zip(texts, pack(logits, labels))]
     Trainer(model=student, train_dataset=rows, compute_loss_func=trainer_loss("sinkd", transport_weight=0.1), ...)
 
-`unpack` takes them apart again, for instance in ``compute_metrics``. Gradient accumulation and several devices change
-nothing for terms that are sums over rows; transport sees the rows of one micro-batch on one device.
+`unpack` takes them apart again, for instance in ``compute_metrics``. Where every row has a label, gradient
+accumulation and several devices change nothing for terms that are sums over rows; where some have none, each micro-batch
+divides by its own labels, for ``Trainer`` counts none. Transport sees the rows of one micro-batch on one device. A step in
+half precision by DeepSpeed rounds the column too: labels beyond 256 are then not exact.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ Weights and optimizer's state are of the whole model, whatever the number of pro
 
 from __future__ import annotations
 
+import re
 import shutil
 import warnings
 from collections.abc import Iterator, Mapping
@@ -29,6 +30,7 @@ from sanov.learning.processes import every_process
 __all__ = ["Checkpoints", "full_weights", "load_weights"]
 
 WEIGHTS, OPTIMIZER, HISTORY, RUN, SEAL = "weights.safetensors", "optimizer.pt", "history.json", "run.json", "seal.json"
+NAME = re.compile(r"step-\d{8,}")
 
 
 class Checkpoints:
@@ -63,6 +65,8 @@ class Checkpoints:
         main = self.setup.main
         weights = full_weights(self.setup.inner, trained_only=True, here=main)
         state = _full_state(self.setup.inner, self.setup.optimizer, here=main)
+        scaler = self.setup.accelerator.scaler
+        state["scaler"] = None if scaler is None else scaler.state_dict()
         if main:
             path = self.folder / f"step-{len(history):08d}"
             with files.atomic_folder(path) as temporary:
@@ -72,7 +76,7 @@ class Checkpoints:
                 files.write_json(temporary / RUN, self.run)
                 files.write_json(temporary / SEAL, _digests(temporary))
             self.kept = [*self.kept, path][-self.keep :]
-            for old in set(self._found()) - set(self.kept):
+            for old in set(_found(self.folder)) - set(self.kept):
                 shutil.rmtree(old, ignore_errors=True)
         every_process(None)  # nobody goes on, and perhaps ends, before it is written
 
@@ -85,7 +89,10 @@ class Checkpoints:
             It is of another run, all are damaged, or an unfinished run would be overwritten.
         """
         if not resume:
-            self._refuse_unfinished()
+            refuse_unfinished(self.folder)
+            if self.setup.main:
+                for old in _found(self.folder):  # of a finished run: a later resume must not take them for this one's
+                    shutil.rmtree(old)
             return History()
         name = every_process(self._newest() if self.setup.main else None)[0]
         if name is None:
@@ -95,28 +102,18 @@ class Checkpoints:
             fix = "use a folder that all machines share"
             raise InputError("is not seen by every process", where=str(path), fix=fix)
         self._check_run(path)
-        self.kept = [found for found in self._found() if found.name <= name][-self.keep :]
+        self.kept = [found for found in _found(self.folder) if found.name <= name][-self.keep :]
         load_weights(self.setup.inner, load_file(path / WEIGHTS))
         shared = self.setup.processes > 1  # a machine then reads the file once for all of its processes
         state = torch.load(path / OPTIMIZER, map_location="cpu", weights_only=True, mmap=shared)
         _load_state(self.setup.inner, self.setup.optimizer, state)
+        if self.setup.accelerator.scaler is not None and state["scaler"] is not None:
+            self.setup.accelerator.scaler.load_state_dict(state["scaler"])
         return History.from_dict(files.read_json(path / HISTORY))
-
-    def _refuse_unfinished(self) -> None:
-        """Raise where an unfinished run would be overwritten; one that is finished may be."""
-        for path in reversed(self._found()):
-            if _damage(path) is None:
-                if not files.read_json(path / HISTORY)["finished"]:
-                    fix = "resume it, choose another folder, or delete this one"
-                    raise InputError(f"holds an unfinished run ({path.name})", where=str(self.folder), fix=fix)
-                return
-
-    def _found(self) -> list[Path]:
-        return sorted(path for path in self.folder.glob("step-*") if path.is_dir())
 
     def _newest(self) -> str | None:
         """Return the name of the newest checkpoint that is undamaged, with a warning for each newer one."""
-        found = self._found()
+        found = _found(self.folder)
         for path in reversed(found):
             damage = _damage(path)
             if damage is None:
@@ -138,6 +135,26 @@ class Checkpoints:
                     expected=_short(ours),
                     fix="resume with the options of that run, or choose another folder",
                 )
+
+
+def refuse_unfinished(folder: Path) -> None:
+    """Raise where an unfinished run would be overwritten; one that is finished may be.
+
+    Raises
+    ------
+    InputError
+        The newest undamaged checkpoint is of an unfinished run.
+    """
+    for path in reversed(_found(folder)):
+        if _damage(path) is None:
+            if not files.read_json(path / HISTORY)["finished"]:
+                fix = "resume it, choose another folder, or delete this one"
+                raise InputError(f"holds an unfinished run ({path.name})", where=str(folder), fix=fix)
+            return
+
+
+def _found(folder: Path) -> list[Path]:
+    return sorted(path for path in folder.glob("step-*") if NAME.fullmatch(path.name) and path.is_dir())
 
 
 def _short(value: Any) -> str:

@@ -21,9 +21,10 @@ from sanov.core import files
 from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import Options, option
 from sanov.data.distillation import DistilTable
+from sanov.learning.checkpoints import refuse_unfinished
 from sanov.learning.components import Component, Rows, gradient_norms, label_loss, teacher_loss, weighted_sums
-from sanov.learning.selection import Judge
-from sanov.learning.students import Encoder, Fitted, Student, build, is_finished
+from sanov.learning.selection import BEST, Judge
+from sanov.learning.students import Encoder, Fitted, Student, build, clear
 from sanov.learning.teachers import CACHE, with_teacher
 from sanov.learning.training import History, Training, micro_batches, place, shuffled, train
 
@@ -33,7 +34,7 @@ SAMPLE = 2048  # training rows on which the untrained student is looked at
 RUN = "run.json"  # what the run in a folder is
 CHECKPOINTS = "checkpoints"  # folder inside that of the fitted student
 EXTRA = "extra."  # marks the table's further arrays among the tensors of a batch
-SPLIT, LOOK = 1, 2  # streams of random numbers beside that of the batches
+SPLIT, LOOK = 1, 2  # third words of seeds, of which those of the epochs have two
 
 
 class Validation(Options):
@@ -110,7 +111,7 @@ def fit(
     if folder is not None and main:
         _check_folder(folder, resume)
     table = with_teacher(table, teacher, folder=folder)
-    rows, held_out = (table, validation) if isinstance(validation, DistilTable) else _divided(table, choice, seed)
+    rows, held_out = _divided(table, validation, seed)
     encoder = Encoder.of(rows, student)
     model = build(encoder, student, len(table.classes), seed=seed)
     feed = _Feed(rows, encoder, active, training, seed=seed, drop_last=choice.drop_last)
@@ -181,12 +182,12 @@ def _check_folder(folder: Path, resume: bool) -> None:
 
 
 def _begin(folder: Path, run: dict[str, Any], resume: bool) -> None:
-    """Write down what a run is; resume none that was another, and clear away what a finished one needed to be resumed.
+    """Write down what a run is; resume none that was another, and clear away what a finished one left.
 
     Raises
     ------
     InputError
-        The run that was stopped had other data or options.
+        The run that was stopped had other data or options, or would be overwritten. Nothing is changed then.
     """
     path = folder / RUN
     if resume and path.is_file():
@@ -197,8 +198,10 @@ def _begin(folder: Path, run: dict[str, Any], resume: bool) -> None:
                 f"the run in this folder had other {' and other '.join(other)}", where=str(folder), fix=fix
             )
         return
-    if is_finished(folder) and not resume:
-        shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
+    refuse_unfinished(folder / CHECKPOINTS)
+    clear(folder)
+    (folder / BEST).unlink(missing_ok=True)
+    shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
     files.write_json(path, run)
 
 
@@ -208,10 +211,18 @@ def held_out_rows(table: DistilTable, validation: Validation) -> int:
     return min(max(wanted, 1), len(table) - 1) if validation.share > 0 else 0
 
 
-def _divided(table: DistilTable, validation: Validation, seed: int) -> tuple[DistilTable, DistilTable | None]:
-    """Return the rows to train on and those held out."""
-    count = held_out_rows(table, validation)
-    order = np.random.default_rng([seed, SPLIT]).permutation(len(table))
+def _divided(
+    table: DistilTable, validation: Validation | DistilTable | None, seed: int
+) -> tuple[DistilTable, DistilTable | None]:
+    """Return the rows to train on and those held out; without a teacher, rows with a label are held out first."""
+    if isinstance(validation, DistilTable):
+        return table, validation.aligned(table.classes)
+    count = held_out_rows(table, validation or Validation())
+    order = np.random.default_rng([seed, 0, SPLIT]).permutation(len(table))
+    if table.logits is None and table.labels is not None:
+        labelled = table.labels[order] >= 0
+        order = np.concatenate([order[labelled], order[~labelled]])
+        count = min(count, max(table.n_labelled - 1, 1))
     return table.take(np.sort(order[count:])), table.take(np.sort(order[:count])) if count else None
 
 
@@ -330,7 +341,7 @@ class _Feed:
 
     def sample(self, model: nn.Module) -> tuple[Tensor, Tensor]:
         """Return the logits of a student and of the teacher on some rows."""
-        order = np.random.default_rng([self.seed, LOOK]).permutation(len(self.labels))[:SAMPLE]
+        order = np.random.default_rng([self.seed, 0, LOOK]).permutation(len(self.labels))[:SAMPLE]
         with torch.no_grad():
             logits, rows = self._outputs(model, self.batch(order, 0))
         return logits, rows.teacher

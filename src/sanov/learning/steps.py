@@ -57,6 +57,7 @@ class Objective:
             weights are then as they were.
         """
         counts = self._counted(micro, step)
+        setup.optimizer.zero_grad()  # what a caller, or a step that was refused, left
         values, weights = [], []
         for number, batch in enumerate(micro, start=1):
             with setup.adding(last=number == len(micro)):

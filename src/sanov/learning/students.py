@@ -25,7 +25,7 @@ from sanov.core.options import Options, option
 from sanov.data.distillation import DistilTable
 from sanov.nets.encoder import HashedNgrams, hash_ngrams, mlp
 
-__all__ = ["Encoded", "Encoder", "Fitted", "Student", "build", "is_finished", "outputs"]
+__all__ = ["Encoded", "Encoder", "Fitted", "Student", "build", "clear", "is_finished", "outputs"]
 
 WEIGHTS, CONFIG, HISTORY = "model.safetensors", "config.json", "history.csv"
 FARTHEST = (
@@ -140,7 +140,7 @@ class Encoder:
 def build(encoder: Encoder, student: Student, outputs: int, *, seed: int) -> nn.Module:
     """Return an untrained student; the same seed gives the same weights, and touches no other random state."""
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed accelerators
         if encoder.mean is None:
             return HashedNgrams(outputs, student.buckets, student.embedding, student.width, student.depth)
         return mlp(len(encoder.mean), outputs, student.width, student.depth)
@@ -277,6 +277,12 @@ class Fitted:
 def is_finished(folder: Path) -> bool:
     """Whether a folder holds a finished student."""
     return (folder / CONFIG).is_file()
+
+
+def clear(folder: Path) -> None:
+    """Remove a finished student from a folder, the seal first."""
+    for name in (CONFIG, WEIGHTS, HISTORY):
+        (folder / name).unlink(missing_ok=True)
 
 
 def _read_config(folder: Path) -> dict[str, Any]:

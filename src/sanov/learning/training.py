@@ -240,8 +240,10 @@ def _evaluated(
 ) -> dict[str, float]:
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
-    with torch.no_grad():
-        found = {name: float(value) for name, value in evaluate(model, done).items()}
-    for module, mode in modes:
-        module.training = mode
+    try:
+        with torch.no_grad():
+            found = {name: float(value) for name, value in evaluate(model, done).items()}
+    finally:
+        for module, mode in modes:
+            module.training = mode
     return every_process(found)[0]

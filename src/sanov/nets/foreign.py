@@ -94,7 +94,7 @@ def new_classifier(directory: str | Path, classes: int | Sequence[str], *, seed:
     """
     names = range(classes) if isinstance(classes, int) else classes
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would also reseed accelerators
         model, tokenizer, _ = _load(directory, id2label={index: str(name) for index, name in enumerate(names)})
     return model.train(), tokenizer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -65,7 +66,14 @@ class Target:
     def limit_of(self, bound: Bound, guarantee: Guarantee) -> float:
         """Return the same under another bound and guarantee."""
         delta = kl_threshold(self.epsilon, bound)
-        return risk_limit(delta, guarantee, confidence=self.confidence, eigenvalues=self.eigenvalues)
+        if guarantee == "chi2":
+            return delta * self._chi_square_share
+        return risk_limit(delta, guarantee, confidence=self.confidence)
+
+    @functools.cached_property
+    def _chi_square_share(self) -> float:
+        """Mean risk per threshold under the limit law, whose quantile does not depend on the bound."""
+        return risk_limit(1.0, "chi2", confidence=self.confidence, eigenvalues=self.eigenvalues)
 
 
 @dataclass(frozen=True)

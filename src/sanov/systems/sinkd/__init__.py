@@ -176,6 +176,8 @@ def transport_component(config: Config, *, extra: str | None = None) -> Componen
         return form * moved.rows * moved.value
 
     def monitor(student_logits: Tensor, rows: Rows) -> dict[str, float]:
+        if not len(student_logits) and not config.transport.gather:
+            return {}
         moved = move(student_logits, rows)
         return {"transport_cost": float(moved.value), "marginal_error": float(moved.marginal_error)}
 
