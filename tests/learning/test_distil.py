@@ -362,6 +362,63 @@ def test_a_killed_fit_resumes_to_the_same_bits(tmp_path, kill_at):
     assert again.results == whole.results
 
 
+def stopped(data, folder, at=6, **options):
+    """A fit that is killed after its first checkpoint."""
+    calls = []
+
+    def killing(student_logits, rows):
+        calls.append(1)
+        if len(calls) == at:
+            raise Killed
+        return label_loss().loss(student_logits, rows)
+
+    with pytest.raises(Killed):
+        fit(data, Component("label", killing, counts="labelled"), out=folder, training=CHECKED, **options)
+
+
+CHECKED = SHORT.model_copy(update={"epochs": 4, "checkpoint_every": 3, "evaluate_every": 2})
+
+
+def test_a_refused_fit_leaves_the_stopped_one_as_it_was(tmp_path):
+    options = {"validation": Validation(share=0.25), "diagnose": False, "config": {"of": "one"}}
+    stopped(table(64), tmp_path / "student", **options)
+    with pytest.raises(InputError, match="holds an unfinished run"):
+        fit(table(64), label_loss(), out=tmp_path / "student", training=CHECKED, config={"of": "another"})
+    again = fit(table(64), label_loss(), out=tmp_path / "student", training=CHECKED, resume=True, **options)
+    assert torch.equal(weights(again), weights(fit(table(64), label_loss(), training=CHECKED, **options)))
+
+
+def test_nothing_of_a_finished_fit_is_taken_for_the_next(tmp_path):
+    """Neither its best weights, nor its student while the next is unfinished, nor its seal by a third."""
+    options = {"validation": Validation(share=0.25), "diagnose": False}
+    fit(table(64), label_loss(), out=tmp_path / "student", training=CHECKED, **options)
+    other = table(64, seed=1)
+    stopped(other, tmp_path / "student", **options)
+    with pytest.raises(InputError, match="no finished student"):
+        Fitted.load(tmp_path / "student")
+    with pytest.raises(InputError, match="holds an unfinished run"):
+        fit(table(64), label_loss(), out=tmp_path / "student", training=CHECKED, **options)
+    again = fit(other, label_loss(), out=tmp_path / "student", training=CHECKED, resume=True, **options)
+    assert torch.equal(weights(again), weights(fit(other, label_loss(), training=CHECKED, **options)))
+
+
+def test_a_validation_table_may_name_the_classes_in_another_order():
+    data = table(64)
+    turned = data.aligned(tuple(reversed(data.classes)))
+    one, other = (fit(data, validation=held_out).results for held_out in (data, turned))
+    assert one == other
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_rows_with_a_label_are_held_out_where_there_is_no_teacher(seed):
+    labels = np.full(60, -1)
+    labels[:4] = [0, 1, 0, 1]
+    data = DistilTable(np.random.default_rng(0).normal(size=(60, 3)), ("a", "b"), None, labels)
+    found = fit(data, label_loss(), validation=Validation(share=0.05), seed=seed).results
+    assert found["labelled_rows"] == 1
+    assert "validation_accuracy" in found
+
+
 # -- mistakes ---------------------------------------------------------------------------------------------------------
 
 

@@ -16,6 +16,7 @@ from torch import nn
 
 from learning.toy_run import adam, batches_of, long_run, net, random_state, run, search_path, sgd, vector
 from sanov.core.errors import InputError, SanovWarning
+from sanov.learning import parallel
 from sanov.learning.history import History
 from sanov.learning.training import full_weights, load_weights
 
@@ -56,6 +57,10 @@ def killed(interrupted, tmp_path):
 def numbers(folder):
     """Steps of the checkpoints in a folder."""
     return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-*"))
+
+
+def numbers_of_checkpoints(folder):
+    return sorted(int(path.name.removeprefix("step-")) for path in folder.glob("step-[0-9]*"))
 
 
 def spoil(path):
@@ -186,6 +191,40 @@ def test_a_finished_run_is_replaced_and_its_checkpoints_with_it(tmp_path):
     _, history = run(out=tmp_path, steps=4, checkpoint_every=2)
     assert len(history) == 4
     assert numbers(tmp_path) == [2, 4]
+
+
+def test_a_stopped_run_is_not_taken_for_the_finished_one_before_it(tmp_path):
+    run(out=tmp_path, seed=1)
+    with pytest.raises(Killed):
+        run(out=tmp_path, seed=1, callbacks=[die_at(5)])
+    assert numbers(tmp_path) == []
+
+
+def test_other_folders_are_left_alone(tmp_path):
+    notes = tmp_path / "step-by-step"
+    notes.mkdir()
+    run(out=tmp_path, checkpoint_every=2, keep=1)
+    assert notes.is_dir()
+    assert numbers_of_checkpoints(tmp_path) == [10]
+
+
+def test_the_scale_of_gradients_is_resumed(tmp_path, monkeypatch):
+    """Of half precision: the scaler doubles every third step here."""
+    make, scales = parallel._accelerator, []
+
+    def scaling(*arguments):
+        accelerator = make(*arguments)
+        accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=4.0, growth_interval=3)
+        accelerator.native_amp = True
+        scales.append(accelerator.scaler)
+        return accelerator
+
+    monkeypatch.setattr(parallel, "_accelerator", scaling)
+    run(out=tmp_path / "whole")
+    with pytest.raises(Killed):
+        run(out=tmp_path / "killed", checkpoint_every=4, callbacks=[die_at(5)])
+    run(out=tmp_path / "killed", checkpoint_every=4, resume=True)
+    assert scales[0].get_scale() == scales[2].get_scale() == 4.0 * 2**3
 
 
 def test_resuming_where_nothing_is_begins_anew(tmp_path):

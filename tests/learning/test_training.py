@@ -434,3 +434,21 @@ def test_a_hundred_steps_cost_less_than_half_a_second():
         return time.process_time() - start
 
     assert min(seconds() for _ in range(3)) < 0.5
+
+
+def test_gradients_of_before_do_not_count():
+    """What a caller left in the weights, or a step that was refused."""
+    x = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
+
+    def trained(before):
+        torch.manual_seed(0)
+        model = nn.Linear(3, 1)
+        before(model)
+        batches = lambda step, _: [{"x": x, "counts": {"value": 8}}]  # noqa: E731
+        loss = lambda model, batch: {"value": (model(batch["x"]).square().sum(), 1.0)}  # noqa: E731
+        train(model, batches, loss, optimizer=lambda weights: torch.optim.SGD(weights, lr=0.01), steps=1)
+        return model.weight.detach()
+
+    clean = trained(lambda model: None)
+    assert torch.equal(trained(lambda model: model(x).sum().backward()), clean)
+    assert torch.equal(trained(lambda model: (model(x) * float("inf")).sum().backward()), clean)
