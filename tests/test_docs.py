@@ -132,3 +132,11 @@ def test_no_machine_paths_and_no_hosts_of_registries():
         text = path.read_text()
         assert not re.search(r"/(home|root|Users|work|tmp)/", text), path
         assert not registry.search(text), path
+
+
+def test_every_citation_is_in_the_bibliography():
+    known = set(re.findall(r"^@\w+\{(\w+),", (ROOT / "docs" / "references.bib").read_text(), re.MULTILINE))
+    for path in [*PAGES, *(ROOT / "src").rglob("*.py")]:
+        cited = set(re.findall(r"\b[a-z]{3,}(?:19|20)\d\d[a-z]{2,}\b", path.read_text()))
+        assert cited <= known, path
+    assert {row.paper for row in SYSTEMS} <= known
