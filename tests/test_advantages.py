@@ -68,6 +68,15 @@ def test_groups_do_not_see_one_another_unless_the_scale_is_the_batch():
         assert torch.equal(together, alone) == (scale != "batch")
 
 
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.bool])
+def test_whole_numbers_are_rewards_too(dtype):
+    rewards = torch.tensor([1, 0, 0, 1, 1, 1, 0, 1], dtype=dtype)
+    for scale in SCALES:
+        ours = group_advantages(rewards, 4, scale)
+        assert torch.equal(ours, group_advantages(rewards.float(), 4, scale))
+        assert ours.dtype == torch.float32
+
+
 @pytest.mark.parametrize(("group_size", "rows"), [(1, 4), (3, 4), (0, 4)])
 def test_a_group_size_that_does_not_fit_is_refused(group_size, rows):
     with pytest.raises(InputError, match=f"it is {group_size}, with {rows} rewards"):
@@ -150,6 +159,33 @@ def test_what_is_masked_is_zero_and_has_no_gradient_whatever_stands_there():
     assert torch.equal(ours, expected)
     by_bad, by_good = (torch.autograd.grad(x.sum(), y)[0] for x, y in ((ours, bad_new), (expected, log_new)))
     assert torch.equal(by_bad, by_good)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("log_new", "log_old"), [(0.0, -100.0), (0.0, -1000.0), (-1.0, -math.inf)], ids=["100", "1000", "infinite"]
+)
+def test_a_ratio_beyond_the_range_of_floats_spoils_nothing(dtype, log_new, log_old):
+    advantages = torch.tensor([0.0, 2.0, -0.5], dtype=dtype, requires_grad=True)
+    new, old = (torch.full((3, 1), value, dtype=dtype, requires_grad=True) for value in (log_new, log_old))
+    surrogate = clipped_surrogate(new, old, advantages, torch.ones(3, 1, dtype=torch.bool), 0.2, 0.3)
+    assert surrogate[0].item() == 0
+    assert surrogate[1].item() == pytest.approx(2 * 1.3)
+    assert -math.inf < surrogate[2].item() < -1e38
+    for gradient in torch.autograd.grad(surrogate.sum(), (new, old, advantages)):
+        assert gradient.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("dtype", "log_ratio"), [(torch.float32, 88.7), (torch.float64, 709.7), (torch.float64, -740.0)]
+)
+def test_a_ratio_within_the_range_of_floats_is_left_alone(dtype, log_ratio):
+    new = torch.full((1, 1), log_ratio, dtype=dtype, requires_grad=True)
+    old, advantages = torch.zeros(1, 1, dtype=dtype), torch.tensor([-0.5], dtype=dtype)
+    surrogate = clipped_surrogate(new, old, advantages, torch.ones(1, 1, dtype=torch.bool), 0.2, 0.2)
+    expected = torch.minimum(new.exp() * -0.5, new.exp().clamp(0.8, 1.2) * -0.5)
+    assert torch.equal(surrogate, expected)
+    assert torch.equal(*(torch.autograd.grad(x.sum(), new)[0] for x in (surrogate, expected)))
 
 
 def test_gradients_are_finite_differences():

@@ -144,6 +144,26 @@ def test_draws_on_which_the_statistic_is_undefined_are_left_out_and_counted():
     assert math.isnan(nothing.high)
 
 
+def test_an_infinite_statistic_makes_an_infinite_end_and_only_where_it_reaches_it():
+    labels = np.arange(6)
+
+    def ends(values, confidence=0.95):
+        interval = cluster_bootstrap(np.array(values), labels, draws=1000, confidence=confidence)
+        assert interval.draws == 1000
+        return interval.low, interval.high
+
+    low, high = ends([1.0, 2.0, 3.0, 4.0, 5.0, math.inf])  # in two thirds of the draws
+    assert 1 < low < 3
+    assert high == math.inf
+    low, high = ends([1.0, 2.0, 3.0, 4.0, 5.0, -math.inf])
+    assert low == -math.inf
+    assert 3 < high < 5
+    assert ends([math.inf] * 6) == (math.inf, math.inf)
+    low, high = ends([1.0, 2.0, 3.0, 4.0, 5.0, math.inf], confidence=0.2)
+    assert (low, high) == (math.inf, math.inf)  # from 40 % on
+    assert cluster_bootstrap(np.array([1.0, math.inf]), [0, 1], draws=10).estimate == math.inf
+
+
 def test_the_seed_and_the_seed_alone_decides():
     values, labels = clustered(10)
     assert cluster_bootstrap(values, labels, draws=50, seed=3) == cluster_bootstrap(values, labels, draws=50, seed=3)

@@ -151,6 +151,22 @@ def test_dependent_statistics_do_not_count():
 def test_too_few_rows_are_refused():
     with pytest.raises(InputError, match=r"n=3, p=3: covariance is singular; reduce p or use first order"):
         risk_coefficients(np.random.default_rng(0).normal(size=(3, 3)))
+    with pytest.raises(InputError, match="n=0, p=2"):
+        risk_coefficients(np.zeros((0, 2)))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_statistics_that_are_not_finite_are_no_lack_of_risk(value):
+    rows = np.random.default_rng(0).normal(size=(30, 2))
+    rows[7, 1] = value
+    with pytest.raises(InputError, match=rf"statistics: row 7, column 1 is {value}"):
+        risk_coefficients(rows)
+
+
+def test_a_covariance_that_overflows_is_no_lack_of_risk():
+    rows = np.random.default_rng(0).normal(size=(30, 2))
+    with np.errstate(over="ignore"), pytest.raises(InputError, match="not finite"):
+        risk_coefficients(rows * 1e200)
 
 
 # -- projection -------------------------------------------------------------------------------------------------------
@@ -257,6 +273,32 @@ def test_the_sharp_bound_is_attained_by_two_coins():
     assert kl_threshold(0.25, "sharp") <= special.rel_entr(p, q) + special.rel_entr(1 - p, 1 - q)
 
 
+@pytest.mark.parametrize("kl", [0.5, 3.0, 6.9, 7.1, 20.0, 27.0, 28.0, 35.0, 37.5, 100.0, 700.0, math.inf])
+def test_no_bound_exceeds_the_error_of_coins_that_far_apart(kl):
+    """A coin that always shows heads and one that does with probability exp(-kl) have the Bayes error exp(-kl) / 2."""
+    error = math.exp(-kl) / 2
+    for kind in BOUNDS:
+        assert 0 <= bayes_error_bound(kl, kind) <= error * (1 + 1e-9)
+    if kl > 7:  # there the sharp one is attained by these coins, and the other exact to rounding too
+        assert bayes_error_bound(kl, "sharp") == pytest.approx(error, rel=1e-12, abs=0)
+        assert bayes_error_bound(kl, "bretagnolle_huber") == pytest.approx(error / 2, rel=1e-3, abs=0)
+
+
+@pytest.mark.parametrize("kl", [0.01, 1.0, 3.0, 6.0, 6.99])
+def test_the_sharp_bound_is_the_least_error_over_pairs_of_coins(kl):
+    """Of the coins q that are `kl` from each p, found by bisection, none has a smaller Bayes error."""
+    bound, errors = bayes_error_bound(kl, "sharp"), []
+    for p in [*np.linspace(0.5, 1 - 1e-4, 400), *(1 - np.logspace(-4, -14, 60))]:
+        low, high = np.float64(-800), math.log(p)  # of log q, below p
+        for _ in range(200):
+            middle = (low + high) / 2
+            rest = special.rel_entr(1 - p, -np.expm1(middle))
+            low, high = (middle, high) if p * (math.log(p) - middle) + rest > kl else (low, middle)
+        errors.append((1 - (p - math.exp(high))) / 2)
+    assert min(errors) == pytest.approx(bound, rel=1e-3)
+    assert bound <= min(errors) * (1 + 1e-9)
+
+
 @pytest.mark.parametrize("epsilon", [0.0, -1.0, 0.5, math.nan])
 def test_epsilon_out_of_range(epsilon):
     with pytest.raises(InputError, match=r"epsilon: .*> 0 and < 0\.5"):
@@ -315,6 +357,12 @@ def test_guarantees():
         risk_limit(0.02, "chi2")
     with pytest.raises(InputError, match="guarantee"):
         risk_limit(0.02, "sure")
+
+
+@pytest.mark.parametrize("eigenvalues", [[], [0.0, 0.0], [1.0, math.nan], [1.0, math.inf], [-1.0]])
+def test_eigenvalues_without_a_positive_one_are_refused(eigenvalues):
+    with pytest.raises(InputError, match=r"eigenvalues: .*expected finite numbers, one of them above 0"):
+        risk_limit(0.02, "chi2", eigenvalues=np.array(eigenvalues))
 
 
 @pytest.mark.parametrize("confidence", [0.3, 0.95, 0.999])

@@ -1,5 +1,6 @@
 """Scores against scikit-learn, pairs and loops."""
 
+import inspect
 import math
 
 import numpy as np
@@ -155,3 +156,10 @@ def test_options_outside_their_range_are_refused():
         calibration_error([0.5], [1], 0)
     with pytest.raises(InputError, match="clip"):
         log_loss([0.5], [1], clip=0.5)
+
+
+@pytest.mark.parametrize(
+    "function", [auroc, brier, calibration_error, log_loss, reliability_table], ids=lambda function: function.__name__
+)
+def test_headings_of_a_docstring_stand_on_lines_of_their_own(function):
+    assert "\nReturns\n-------\n" in inspect.getdoc(function)

@@ -1,5 +1,6 @@
 """Tilts: the maximum they attain, the way back to the reward, geometric averages, and what stays impossible."""
 
+import inspect
 import math
 
 import jaxtyping
@@ -82,8 +83,19 @@ def test_tilts_compose_by_adding_rewards_and_no_reward_is_no_tilt(log_ref, first
 def test_the_geometric_average_with_a_tilt_is_the_tilt_of_the_equivalent_beta(log_ref, reward, beta, weight):
     average = geometric_average(log_ref, tilt(log_ref, reward, beta), weight)
     equivalent = equivalent_beta(beta, weight)
-    expected = tilt(log_ref, reward, equivalent) if equivalent < INF else log_ref
-    torch.testing.assert_close(average, expected, rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(average, tilt(log_ref, reward, equivalent), rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize("reward", [[-INF, 0.0, 1.0], [-INF, -INF, -INF], [INF, 0.0, -INF]])
+def test_an_infinite_beta_leaves_the_reference_whatever_the_reward_forbids(reward):
+    log_ref = torch.tensor([0.2, 0.0, 0.8], dtype=torch.float64).log()
+    reward = torch.tensor(reward, dtype=torch.float64, requires_grad=True)
+    beta = equivalent_beta(1.0, 0.0)
+    tilted = tilt(log_ref, reward, beta)
+    torch.testing.assert_close(tilted, log_ref)
+    torch.testing.assert_close(tilted, geometric_average(log_ref, torch.zeros(3).double().log_softmax(-1), 0.0))
+    assert log_normaliser(log_ref, reward, beta).item() == pytest.approx(0, abs=1e-15)
+    assert torch.autograd.grad(tilted[0], reward)[0].tolist() == [0, 0, 0]
 
 
 @modest
@@ -206,3 +218,12 @@ def test_no_beta_is_equivalent_to_a_negative_weight(weight):
 def test_annotations_are_checked_here():
     with pytest.raises(jaxtyping.TypeCheckError):
         tilt(torch.zeros(3), torch.zeros(4), 1.0)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [tilt, log_normaliser, implicit_reward, geometric_average, mix, equivalent_beta],
+    ids=lambda function: function.__name__,
+)
+def test_headings_of_a_docstring_stand_on_lines_of_their_own(function):
+    assert "\nReturns\n-------\n" in inspect.getdoc(function)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Literal, get_args
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from sanov.core.errors import InputError
@@ -17,7 +18,10 @@ Scale = Literal["group", "batch", "none"]
 
 
 def group_advantages(
-    rewards: Float[Tensor, " rows"], group_size: int, scale: Scale = "group", eps: float = 1e-6
+    rewards: Float[Tensor, " rows"] | Int[Tensor, " rows"] | Bool[Tensor, " rows"],
+    group_size: int,
+    scale: Scale = "group",
+    eps: float = 1e-6,
 ) -> Float[Tensor, " rows"]:
     """Rewards less the mean of their group, over a standard deviation.
 
@@ -29,7 +33,7 @@ def group_advantages(
     Parameters
     ----------
     rewards
-        [groups * group_size], the answers to one prompt side by side.
+        [groups * group_size], the answers to one prompt side by side. Whole numbers and truth values count as float32.
     group_size
         Answers a prompt, at least 2.
     scale
@@ -55,13 +59,14 @@ def group_advantages(
     if group_size < 2 or len(rewards) % group_size:
         found = f"it is {group_size}, with {len(rewards)} rewards"
         raise InputError(found, where="group_size", expected="at least 2, and a divisor of the number of rewards")
-    groups = widen(rewards).view(-1, group_size)
+    rewards = widen(rewards) if rewards.is_floating_point() else rewards.float()
+    groups = rewards.view(-1, group_size)
     shifted = groups - groups[:, :1]  # equal rewards are exactly zero now, which their mean need not give
     centred = shifted - shifted.mean(dim=1, keepdim=True)
     if scale == "group":
         centred = centred / (shifted.std(dim=1, keepdim=True) + eps)
     elif scale == "batch":
-        centred = centred / (widen(rewards).std() + eps)
+        centred = centred / (rewards.std() + eps)
     return centred.view(-1)
 
 
@@ -79,6 +84,9 @@ def clipped_surrogate(
     minimum only ever takes away the incentive to move further: a token whose ratio has left the range in the direction
     that its advantage asks for has no gradient. With ``log_old = log_new.detach()`` the ratio is 1, nothing is clipped,
     and the gradient is A grad log_new.
+
+    The log-ratio is held below the logarithm of the largest float (88.7 in float32, 709.8 in float64). A token beyond it,
+    as every one is that was impossible when it was sampled, has no gradient, and a finite ratio.
 
     Parameters
     ----------
@@ -108,6 +116,8 @@ def clipped_surrogate(
     if not (0 <= low <= 1 and high >= 0):
         raise InputError(f"low is {low} and high is {high}", where="clip range", expected="0 <= low <= 1 and high >= 0")
     weight = widen(advantages if advantages.ndim == 2 else advantages.unsqueeze(-1))
-    ratio = (widen(log_new) - widen(log_old)).masked_fill(~mask, 0).exp()
+    log_ratio = (widen(log_new) - widen(log_old)).masked_fill(~mask, 0)
+    number = torch.finfo(log_ratio.dtype)
+    ratio = log_ratio.clamp(max=math.log(number.max) * (1 - number.eps)).exp()
     surrogate = torch.minimum(ratio * weight, ratio.clamp(1 - low, 1 + high) * weight)
     return surrogate.masked_fill(~mask, 0)

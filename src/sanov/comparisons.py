@@ -95,7 +95,8 @@ def cluster_bootstrap(
     clusters
         The cluster of each row, any sortable labels, [rows].
     statistic
-        From resampled rows of `values` to a number. Draws on which it is NaN are left out.
+        From resampled rows of `values` to a number. Draws on which it is NaN are left out; an infinite one counts, and
+        may make an end of the interval infinite.
     draws
         Number of resamples.
     confidence
@@ -122,7 +123,12 @@ def cluster_bootstrap(
     generator, tail = np.random.default_rng(seed), (1 - _inside(confidence)) / 2
     found = np.array([statistic(values[rows.resample(generator)]) for _ in range(draws)], dtype=np.float64)
     found = found[~np.isnan(found)]
-    low, high = np.quantile(found, [tail, 1 - tail]) if found.size else (np.nan, np.nan)
+    if not found.size:
+        low, high = np.nan, np.nan
+    elif np.isfinite(found).all():
+        low, high = np.quantile(found, [tail, 1 - tail])
+    else:  # between a finite and an infinite draw there is no line
+        low, high = np.quantile(found, [tail, 1 - tail], method="inverted_cdf")
     return Interval(float(statistic(values)), float(low), float(high), len(rows.sizes), found.size)
 
 

@@ -146,7 +146,14 @@ def whitening(covariance: Float[ndarray, "p p"], cut: float = RELATIVE_CUT) -> F
         C, symmetric and non-negative.
     cut
         Directions whose eigenvalue in the correlation matrix is below this share of the largest are left out.
+
+    Raises
+    ------
+    InputError
+        If an entry is not finite.
     """
+    if not np.isfinite(covariance).all():
+        raise InputError("an entry is not finite", where="covariance", expected="finite numbers")
     scale = np.sqrt(np.diag(covariance))
     scale = np.where(scale > 0, scale, 1.0)
     values, vectors = np.linalg.eigh(covariance / np.outer(scale, scale))
@@ -174,19 +181,23 @@ def risk_coefficients(statistics: Float[ndarray, "rows statistics"], cut: float 
     Raises
     ------
     InputError
-        If there are not more rows than statistics.
+        If there are not more rows than statistics, or one of them or its square is not finite.
 
     Reference: sheena2021pn.
     """
     rows = len(statistics)
-    centred = statistics - statistics.mean(axis=0)
-    white = centred @ whitening(centred.T @ centred / rows, cut)
-    p = white.shape[1]
     if rows <= statistics.shape[1]:
         raise InputError(
             f"n={rows}, p={statistics.shape[1]}: covariance is singular; reduce p or use first order",
             where="statistics",
         )
+    if not np.isfinite(statistics).all():
+        row, column = np.argwhere(~np.isfinite(statistics))[0]
+        value = f"row {row}, column {column} is {statistics[row, column]}"
+        raise InputError(value, where="statistics", expected="finite numbers")
+    centred = statistics - statistics.mean(axis=0)
+    white = centred @ whitening(centred.T @ centred / rows, cut)
+    p = white.shape[1]
     length = np.einsum("ri,ri->r", white, white)
     t1 = _paired_skewness(white) if rows < p * p else _tensor_skewness(white)
     t2 = float(np.square(length @ white / rows).sum())

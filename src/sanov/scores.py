@@ -152,8 +152,10 @@ def reliability_table(p: OneARow, y: OneARow, bins: int = 15) -> dict[str, np.nd
     bins
         Number of bins, at least 1.
 
-    Returns ------- Columns with one entry a bin: ``low`` and ``high``, its edges; ``rows``, how many it holds;
-    ``confidence``, their mean probability; ``right``, their share of ones.
+    Returns
+    -------
+    Columns with one entry a bin: ``low`` and ``high``, its edges; ``rows``, how many it holds; ``confidence``, their mean
+    probability; ``right``, their share of ones.
 
     Raises
     ------

@@ -30,7 +30,8 @@ def tilt(
     reward
         Of each class; ``-inf`` forbids it, and a constant added to a row changes nothing.
     beta
-        Coefficient of the KL term, positive, in units of the reward: the smaller, the further from the reference.
+        Coefficient of the KL term, positive, in units of the reward: the smaller, the further from the reference. At
+        infinity it is the reference, where no reward counts, not even an infinite one.
 
     Returns
     -------
@@ -122,8 +123,10 @@ def geometric_average(
     weight
         Exponent w of the tuned distribution: 0 gives the reference, 1 the tuned one.
 
-    Returns ------- Log-probabilities, [*batch, classes], float32 or wider. A class that is impossible under either is
-    impossible (at w = 0 and w = 1 only the one that is given back counts); where that leaves none, NaN.
+    Returns
+    -------
+    Log-probabilities, [*batch, classes], float32 or wider. A class that is impossible under either is impossible (at
+    w = 0 and w = 1 only the one that is given back counts); where that leaves none, NaN.
 
     Reference
     ---------
@@ -181,7 +184,10 @@ def equivalent_beta(beta: float, weight: float) -> float:
 
 def _exponents(log_ref: Tensor, reward: Tensor, beta: float) -> Tensor:
     _check_beta(beta)
-    return widen(log_ref) + widen(reward) / beta
+    reward = widen(reward)
+    if beta == math.inf:  # as weight 0 in `geometric_average`
+        reward = reward.masked_fill(reward.isinf(), 0)
+    return widen(log_ref) + reward / beta
 
 
 def _check_beta(beta: float) -> None:

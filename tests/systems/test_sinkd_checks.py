@@ -1,5 +1,6 @@
 """What is told before training: overlap, collapse, marginals."""
 
+import re
 import warnings
 
 import numpy as np
@@ -7,7 +8,17 @@ import pytest
 import torch
 
 from sanov.core.errors import SanovWarning
-from sanov.systems.sinkd.checks import Overlap, invites_collapse, overlap, rounds_needed, safe_epsilon, warn_of_batch
+from sanov.systems.sinkd import checks
+from sanov.systems.sinkd.checks import (
+    Overlap,
+    invites_collapse,
+    overlap,
+    rounds_needed,
+    safe_epsilon,
+    tolerance_needed,
+    warn_of_batch,
+    warn_of_error,
+)
 from sanov.systems.sinkd.losses import sinkhorn_loss
 
 OPTIONS = {"epsilon": 0.1, "iterations": 20, "temperature": 2.0, "p": 1.0}
@@ -17,6 +28,12 @@ def clouds(rows=32, classes=3, spread=3.0, seed=0):
     generator = torch.Generator().manual_seed(seed)
     teacher = spread * torch.randn(rows, classes, generator=generator, dtype=torch.float64)
     return 0.1 * torch.randn(rows, classes, generator=generator, dtype=torch.float64), teacher
+
+
+def apart():
+    """Clouds on which some rows settle much later than others."""
+    _, teacher = clouds()
+    return teacher.roll(1, 0) * 0.8, teacher
 
 
 # -- overlap ----------------------------------------------------------------------------------------------------------
@@ -112,3 +129,70 @@ def test_unmet_marginals_are_told_with_the_rounds_that_would_do():
         SanovWarning, match=rf"after 1 rounds a row of the plan is off by \d+%; {rounds} rounds would do"
     ):
         warn_of_batch(student, teacher, options)
+
+
+@pytest.mark.parametrize("gradient", ["unroll", "envelope"])
+def test_a_tolerance_that_leaves_a_row_far_off_is_told_with_a_smaller_one_and_its_rounds(gradient):
+    student, teacher = apart()
+    options = OPTIONS | {"epsilon": 0.05, "iterations": 5000, "tolerance": 0.02, "gradient": gradient}
+    moved = sinkhorn_loss(student.clone().requires_grad_(), teacher, **options)
+    assert moved.marginal_error > 0.05
+    assert moved.iterations < 100
+    with pytest.warns(SanovWarning) as told:
+        warn_of_batch(student, teacher, options)
+    text = str(told[-1].message)
+    assert text.startswith(
+        f"after {moved.iterations} rounds, stopped at tolerance = 0.02, a row of the plan is off by "
+        f"{float(moved.marginal_error):.0%}; "
+    )
+    rounds, tolerance = re.search(r"; (\d+) rounds, to tolerance = ([\d.]+), would do\.$", text).groups()
+    assert float(tolerance) < 0.02
+    followed = options | {"iterations": int(rounds), "tolerance": float(tolerance)}
+    assert sinkhorn_loss(student.clone().requires_grad_(), teacher, **followed).marginal_error <= 0.05
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        warn_of_batch(student, teacher, followed)
+
+
+def test_rounds_that_end_before_the_tolerance_are_told_with_those_that_reach_it():
+    student, teacher = apart()
+    options = OPTIONS | {"epsilon": 0.05, "iterations": 2, "tolerance": 1e-3}
+    rounds = rounds_needed(student, teacher, **options)
+    assert sinkhorn_loss(student, teacher, **options | {"iterations": rounds}).marginal_error <= 0.05
+    words = rf"after 2 rounds a row of the plan is off by \d+%; {rounds} rounds would do\."
+    with pytest.warns(SanovWarning, match=words):
+        warn_of_batch(student, teacher, options)
+
+
+def test_the_needed_tolerance_is_the_largest_of_its_halvings():
+    student, teacher = apart()
+    options = OPTIONS | {"epsilon": 0.05, "tolerance": 0.3}
+    tolerance, rounds = tolerance_needed(student, teacher, **options)
+    halvings = np.log2(0.3 / tolerance)
+    assert halvings == int(halvings) > 0
+    errors = [
+        float(
+            sinkhorn_loss(
+                student.clone().requires_grad_(), teacher, **options | {"tolerance": t, "iterations": n}
+            ).marginal_error
+        )
+        for t, n in ((tolerance, rounds), (2 * tolerance, 10_000))
+    ]
+    assert errors[0] <= 0.05 < errors[1]
+
+
+def test_marginals_out_of_reach_ask_for_a_larger_epsilon(monkeypatch):
+    monkeypatch.setattr(checks, "MOST_ROUNDS", 40)
+    student, teacher = apart()
+    for tolerance in (None, 1e-9):
+        options = OPTIONS | {"epsilon": 1e-6, "tolerance": tolerance}
+        with pytest.warns(SanovWarning, match=r"after 20 rounds a row of the plan is off by \d+%; raise epsilon\."):
+            warn_of_batch(student, teacher, options)
+
+
+def test_the_advice_without_a_look_fits_how_the_rounds_ended():
+    with pytest.warns(SanovWarning, match=r"after 20 rounds a row .* 7%; set more iterations, or a larger epsilon\."):
+        warn_of_error(0.07, 20)
+    words = r"after 26 rounds, stopped at tolerance = 0.02, a row .* 7%; set a smaller tolerance, or a larger epsilon\."
+    with pytest.warns(SanovWarning, match=words):
+        warn_of_error(0.07, 26, tolerance=0.02)

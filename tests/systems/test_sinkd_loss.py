@@ -11,6 +11,7 @@ from torch.autograd import gradcheck
 
 from sanov.core.errors import InputError
 from sanov.systems.sinkd.losses import sinkhorn_loss
+from sanov.transport import sinkhorn
 
 # A case of three rows and three classes whose values were computed by plain iterations in NumPy and confirmed by POT.
 YS = torch.tensor([[2.0, 0, -1], [0, 1, 0], [-1, 0, 3]], dtype=torch.float64)
@@ -60,6 +61,27 @@ def test_golden_marginals():
     """Row sums 1.005135, 1.005222, 0.989643; the columns are exact."""
     assert float(sinkhorn_loss(YS, YT).marginal_error) == pytest.approx(1 - 0.989643, abs=1e-6)
     assert float(sinkhorn_loss(YS, YT, iterations=5000).marginal_error) < 1e-12
+
+
+@pytest.mark.parametrize("tolerance", [0.05, 0.01, 1e-4])
+@pytest.mark.parametrize("mode", ["unroll", "envelope"])
+def test_tolerance_is_of_the_mean_deviation_of_a_row_and_the_error_is_the_largest(tolerance, mode):
+    student, teacher = random_logits(16, 2, spread=3.0)
+    options = {"epsilon": 0.05, "iterations": 5000, "tolerance": tolerance, "gradient": mode}
+    moved = sinkhorn_loss(student.requires_grad_(), teacher, **options)
+    plan = sinkhorn(cost(student, teacher), **options)  # of a cost with a gradient, as the loss has it
+    rows_off = (16 * plan.plan.detach().sum(1) - 1).abs()
+    assert float(rows_off.mean()) == pytest.approx(float(plan.marginal_error), rel=1e-9)
+    assert float(rows_off.mean()) <= tolerance
+    assert float(moved.marginal_error) == pytest.approx(float(rows_off.max()), rel=1e-9)
+    assert rows_off.mean() <= moved.marginal_error <= 8 * rows_off.mean() * (1 + 1e-9)
+    assert moved.iterations == plan.iterations < 5000
+
+
+def test_without_tolerance_the_rounds_are_those_asked_for_and_sorting_has_none():
+    student, teacher = random_logits(8, 2)
+    assert sinkhorn_loss(student, teacher, iterations=7).iterations == 7
+    assert sinkhorn_loss(student, teacher, sort=True).iterations == 0
 
 
 def test_mean_form_is_the_sum_form_by_row():

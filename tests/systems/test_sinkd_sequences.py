@@ -1,5 +1,7 @@
 """Two vocabularies: what the ranked distributions are, and that every axis is the one that is named."""
 
+import math
+
 import pytest
 import torch
 
@@ -24,7 +26,7 @@ def test_distributions_are_over_the_vocabulary_and_ranked_over_the_batch():
     mass = found[kept].sum(0)
     assert (mass.diff() <= 0).all()
     scaled = torch.softmax(z / (z.std(-1, keepdim=True) + FLOOR), -1)
-    torch.testing.assert_close(found.sort(-1).values, scaled.sort(-1).values)
+    torch.testing.assert_close(found[kept].sort(-1).values, scaled[kept].sort(-1).values)
     torch.testing.assert_close(ranked_distributions(z, kept, top=3), found[..., :3])
 
 
@@ -55,6 +57,49 @@ def test_positions_beyond_the_answer_do_not_matter():
         sequence_loss(student, teacher, mask(), **ALL), sequence_loss(changed, teacher, mask(), **ALL), strict=True
     ):
         torch.testing.assert_close(one, other)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("side", [0, 1])
+def test_not_even_what_is_no_number(value, side):
+    sides = [logits().requires_grad_(), logits(seed=1)]
+    expected = sequence_loss(*sides, mask(), **ALL)
+    spoilt = [z.detach().clone() for z in sides]
+    spoilt[side][1, 3:] = value
+    spoilt[0].requires_grad_()
+    found = sequence_loss(*spoilt, mask(), **ALL)
+    for one, other in zip(found, expected, strict=True):
+        assert torch.equal(one, other)
+    gradients = [torch.autograd.grad(x.total(), s)[0] for x, s in ((found, spoilt[0]), (expected, sides[0]))]
+    assert torch.equal(*gradients)
+
+
+def test_a_forbidden_token_is_as_one_that_is_not_in_the_vocabulary():
+    student, teacher = logits().requires_grad_(), logits(seed=1)
+    more = torch.cat([student, torch.full((2, 5, 2), -math.inf, dtype=torch.float64)], -1)
+    expected, found = (sequence_loss(z, teacher, mask(), **ALL) for z in (student, more))
+    for one, other in zip(found, expected, strict=True):
+        torch.testing.assert_close(one, other)
+    gradients = [torch.autograd.grad(x.total(), student)[0] for x in (found, expected)]
+    torch.testing.assert_close(*gradients)
+    at_some = teacher.masked_fill(teacher == teacher.amin(-1, keepdim=True), -math.inf)
+    assert sequence_loss(student, at_some, mask(), **ALL).total().isfinite()
+
+
+def test_positions_of_equal_logits_or_of_one_token_have_a_gradient():
+    flat = torch.zeros(2, 5, 7, dtype=torch.float64, requires_grad=True)
+    sequence_loss(flat, logits(seed=1), mask(), **ALL).total().backward()
+    assert flat.grad.isfinite().all()
+    alone = ranked_distributions(torch.tensor([[[2.0, -math.inf], [1.0, 0.0]]]), torch.ones(1, 2, dtype=torch.bool), 0)
+    assert alone[0, 0].tolist() == [1, 0]
+
+
+def test_logits_are_scaled_by_position():
+    z = logits()
+    scales = torch.linspace(1, 9, 5, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(
+        ranked_distributions(1e3 * z, mask(), 0), ranked_distributions(1e3 * z * scales, mask(), 0), rtol=0, atol=1e-6
+    )
 
 
 def test_each_sequence_counts_alike_and_alone():

@@ -69,7 +69,7 @@ class Transport(Options):
 
     tolerance: float | None = option(
         None,
-        "Stop the rounds at this marginal error; none makes all of them.",
+        "Stop the rounds where the rows of the plan are off by this in the mean; none makes all of them.",
         source="choice: none is the paper",
         gt=0,
     )
@@ -179,7 +179,11 @@ def transport_component(config: Config, *, extra: str | None = None) -> Componen
         if not len(student_logits) and not config.transport.gather:
             return {}
         moved = move(student_logits, rows)
-        return {"transport_cost": float(moved.value), "marginal_error": float(moved.marginal_error)}
+        return {
+            "transport_cost": float(moved.value),
+            "marginal_error": float(moved.marginal_error),
+            "transport_rounds": float(moved.iterations),
+        }
 
     return Component(
         "transport",
@@ -261,9 +265,8 @@ def fit(
         config=config.model_dump(mode="json"),
         before=lambda student, teacher: _look(student, teacher, config),
     )
-    largest = fitted.history["marginal_error"].max() if config.transports else 0.0
-    if isinstance(largest, float) and largest > checks.LARGEST_ERROR:
-        checks.warn_of_error(largest, config.iterations)
+    if config.transports:
+        _warn_of_error(fitted, config)
     return fitted
 
 
@@ -314,6 +317,14 @@ def _warn_of_partial_batch(data: DistilTable, config: Config) -> None:
     else:
         return
     warnings.warn(text, SanovWarning, stacklevel=3)
+
+
+def _warn_of_error(fitted: Fitted, config: Config) -> None:
+    seen = fitted.history.drop_nulls("marginal_error").sort("marginal_error")
+    if len(seen) and seen["marginal_error"][-1] > checks.LARGEST_ERROR:
+        rounds = int(seen["transport_rounds"][-1])
+        tolerance = config.transport.tolerance if rounds < config.iterations else None
+        checks.warn_of_error(seen["marginal_error"][-1], rounds, tolerance=tolerance)
 
 
 def _look(student_logits: Tensor, teacher_logits: Tensor, config: Config) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from sanov.core.errors import SanovWarning
 from sanov.divergences import total_variation
-from sanov.systems.sinkd.losses import sinkhorn_loss
+from sanov.systems.sinkd.losses import Transported, sinkhorn_loss
 from sanov.transport import pairwise_cost
 
 __all__ = [
@@ -22,11 +22,12 @@ __all__ = [
     "overlap",
     "rounds_needed",
     "safe_epsilon",
+    "tolerance_needed",
     "warn_of_batch",
     "warn_of_error",
 ]
 
-LARGEST_ERROR = 0.05  # marginal error above which one is told
+LARGEST_ERROR = 0.05  # largest deviation of a row sum from 1 above which one is told
 MOST_ROUNDS = 10_000
 
 
@@ -111,14 +112,42 @@ def safe_epsilon(
 def rounds_needed(
     student_logits: Float[Tensor, "rows classes"], teacher_logits: Float[Tensor, "rows classes"], **options: Any
 ) -> int | None:
-    """Return how many rounds, by doubling, bring the marginal error below `LARGEST_ERROR`; None if 10,000 do not."""
+    """Return how many rounds, by doubling, leave no row off by more than `LARGEST_ERROR`; None if 10,000 do not.
+
+    With a tolerance it is None too where that stops the rounds before: see `tolerance_needed`.
+    """
     iterations = options["iterations"]
     while iterations <= MOST_ROUNDS:
-        moved = sinkhorn_loss(student_logits, teacher_logits, **{**options, "iterations": iterations})
+        moved = _as_in_training(student_logits, teacher_logits, {**options, "iterations": iterations})
         if float(moved.marginal_error) <= LARGEST_ERROR:
             return int(iterations)
         iterations *= 2
     return None
+
+
+def tolerance_needed(
+    student_logits: Float[Tensor, "rows classes"], teacher_logits: Float[Tensor, "rows classes"], **options: Any
+) -> tuple[float, int] | None:
+    """Return the largest of tolerance/2, tolerance/4 ... that leaves no row off by more than `LARGEST_ERROR`.
+
+    With it come the rounds that reach it. None if 10,000 do not, or none of ten halvings does.
+    """
+    for halvings in range(1, 11):
+        tolerance = options["tolerance"] / 2**halvings
+        trial = {**options, "tolerance": tolerance, "iterations": MOST_ROUNDS}
+        moved = _as_in_training(student_logits, teacher_logits, trial)
+        if float(moved.marginal_error) <= LARGEST_ERROR:
+            return tolerance, moved.iterations
+        if moved.iterations == MOST_ROUNDS:
+            break
+    return None
+
+
+def _as_in_training(student_logits: Tensor, teacher_logits: Tensor, options: Mapping[str, Any]) -> Transported:
+    """Transport with the rounds of training: up to a tolerance, those that a gradient goes through are plain ones."""
+    student = student_logits.detach().requires_grad_(options.get("tolerance") is not None)
+    with torch.enable_grad():
+        return sinkhorn_loss(student, teacher_logits, **options)
 
 
 @torch.no_grad()
@@ -136,19 +165,31 @@ def warn_of_batch(
     options
         Of `sinkhorn_loss`.
     """
-    options = {**options, "gradient": "envelope"}  # only values are looked at
-    epsilon = safe_epsilon(student_logits, teacher_logits, **options)
+    values = {**options, "gradient": "envelope"}  # the cheapest
+    epsilon = safe_epsilon(student_logits, teacher_logits, **values)
     if epsilon is None or epsilon < options["epsilon"]:
         advice = "lower transport_temperature" if epsilon is None else f"set epsilon to {epsilon:.3g} or less"
         text = f"epsilon = {options['epsilon']:g} invites collapse to the mean output on these data; {advice}."
         warnings.warn(text, SanovWarning, stacklevel=3)
-    error = float(sinkhorn_loss(student_logits, teacher_logits, **options).marginal_error)
+    moved = _as_in_training(student_logits, teacher_logits, options)
+    error = float(moved.marginal_error)
     if error > LARGEST_ERROR:
-        rounds = rounds_needed(student_logits, teacher_logits, **options)
-        warn_of_error(error, options["iterations"], "raise epsilon" if rounds is None else f"{rounds} rounds would do")
+        stopped_at = options.get("tolerance") if moved.iterations < options["iterations"] else None
+        advice = _advice(student_logits, teacher_logits, options)
+        warn_of_error(error, moved.iterations, advice, tolerance=stopped_at)
 
 
-def warn_of_error(error: float, iterations: int, advice: str = "set more iterations, or a larger epsilon") -> None:
+def _advice(student_logits: Tensor, teacher_logits: Tensor, options: Mapping[str, Any]) -> str:
+    rounds = rounds_needed(student_logits, teacher_logits, **options)
+    if rounds is not None:
+        return f"{rounds} rounds would do"
+    found = None
+    if options.get("tolerance") is not None:
+        found = tolerance_needed(student_logits, teacher_logits, **options)
+    return f"{found[1]} rounds, to tolerance = {found[0]:g}, would do" if found else "raise epsilon"
+
+
+def warn_of_error(error: float, iterations: int, advice: str | None = None, *, tolerance: float | None = None) -> None:
     """Warn of a plan whose rows are far from their marginals.
 
     Parameters
@@ -158,7 +199,11 @@ def warn_of_error(error: float, iterations: int, advice: str = "set more iterati
     iterations
         Rounds done.
     advice
-        What to do.
+        What to do; by default what helps in general.
+    tolerance
+        The one at which the rounds stopped; None where they were all done.
     """
-    text = f"after {iterations} rounds a row of the plan is off by {error:.0%}; {advice}."
+    stopped = "" if tolerance is None else f", stopped at tolerance = {tolerance:g},"
+    advice = advice or f"set {'more iterations' if tolerance is None else 'a smaller tolerance'}, or a larger epsilon"
+    text = f"after {iterations} rounds{stopped} a row of the plan is off by {error:.0%}; {advice}."
     warnings.warn(text, SanovWarning, stacklevel=3)

@@ -18,15 +18,18 @@ Gradient = Literal["unroll", "envelope", "implicit"]
 
 
 class Transported(NamedTuple):
-    """A transport loss and how far its plan is from exact marginals.
+    """A transport loss, how far its plan is from exact marginals, and after how many rounds.
 
     ``value`` is the mean form SD/b, which does not grow with the batch; `total` is the sum form SD of the released code,
-    whose plan has total mass b. ``marginal_error`` is the largest deviation of a row sum of that plan from 1.
+    whose plan has total mass b. ``marginal_error`` is the largest deviation of a row sum of that plan from 1. The error
+    to which a tolerance holds is another: the mean deviation, which is from 2/b of the largest to all of it.
+    ``iterations`` counts the rounds done, 0 where sorting needs none.
     """
 
     value: Float[Tensor, ""]
     marginal_error: Float[Tensor, ""]
     rows: int
+    iterations: int
 
     @property
     def total(self) -> Float[Tensor, ""]:
@@ -63,7 +66,8 @@ def sinkhorn_loss(
     iterations
         Rounds, each a row step and a column step; where `tolerance` is given, the most.
     tolerance
-        Stop when the marginal error is below it; None makes all rounds.
+        Stop where the row sums of P are off by at most this in the mean (`transport.Plan.marginal_error`). One of them
+        may be off by up to b/2 times as much: see `Transported.marginal_error`. None makes all rounds.
     temperature
         Of both softmaxes.
     p
@@ -80,7 +84,7 @@ def sinkhorn_loss(
 
     Returns
     -------
-    The loss in the mean form, with its marginal error.
+    The loss in the mean form, with the largest deviation of a row sum and the rounds done.
 
     Raises
     ------
@@ -109,7 +113,7 @@ def sinkhorn_loss(
         own = move(student, student).regularised_cost + move(teacher, teacher).regularised_cost
         value = plan.regularised_cost - 0.5 * own
     error = plan.plan.detach().sum(dim=-1).mul_(len(student)).sub_(1).abs_().amax()
-    return Transported(value, error, len(student))
+    return Transported(value, error, len(student), plan.iterations)
 
 
 def _softmax(logits: Tensor, temperature: float) -> Tensor:
@@ -127,4 +131,4 @@ def _sorted(student: Tensor, teacher: Tensor, p: float, plain: bool) -> Transpor
         raise InputError(f"sorting was asked for with {found}", where="sort", expected="two classes and the plain cost")
     stretch = 2.0 ** (1.0 / p) if math.isfinite(p) else 1.0
     value = stretch * sorted_transport_1d(student[:, 0], teacher[:, 0])
-    return Transported(value, value.new_zeros(()), len(student))
+    return Transported(value, value.new_zeros(()), len(student), 0)

@@ -1,7 +1,8 @@
 """Distillation of sequences without a shared vocabulary: the multi-level transport of MultiLevelOT, as pure losses.
 
-Student and teacher may have different tokenizers. Per sequence the logits are divided by their standard deviation over
-the vocabulary; then, with each side's own most probable tokens ranked,
+Student and teacher may have different tokenizers. At each position the logits are divided by their standard deviation
+over the vocabulary, of which a token with a logit of ``-inf`` is no part; then, with each side's own most probable tokens
+ranked,
 
     L = mean_i [ mean_t ||s_t - t_t||_1  +  0.1 * mean_t H(t_t, s_t)  +  0.1 * 0.001 * SD(s, t) ]
 
@@ -16,6 +17,7 @@ Reference: cui2025multilevel.
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -51,22 +53,32 @@ def ranked_distributions(
     Parameters
     ----------
     logits
-        Of every position.
+        Of every position; ``-inf`` forbids a token.
     mask
-        True at the positions of the answer.
+        True at the positions of the answer; what stands at the others, a NaN too, does not matter.
     top
         Tokens kept; 0 keeps all.
 
     Returns
     -------
-    Probabilities, whose sum over the last axis falls short of 1 by that of the tokens left out.
+    Probabilities, whose sum over the last axis falls short of 1 by that of the tokens left out; equal where masked.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-    scaled = logits / (logits.std(dim=-1, keepdim=True) + FLOOR)
-    probabilities = torch.softmax(scaled, dim=-1)
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).masked_fill(~mask.unsqueeze(-1), 0)
+    probabilities = torch.softmax(_scaled(logits), dim=-1)
     mass = (probabilities.detach() * mask.unsqueeze(-1)).sum(dim=(0, 1))
     order = mass.argsort(descending=True, stable=True)[: top or None]
     return probabilities[..., order]
+
+
+def _scaled(logits: Float[Tensor, "batch time vocab"]) -> Float[Tensor, "batch time vocab"]:
+    """Divide the logits of a position by their standard deviation; forbidden tokens stay so and do not count."""
+    forbidden = logits == -math.inf
+    allowed = (~forbidden).sum(dim=-1, keepdim=True)
+    logits = logits.masked_fill(forbidden, 0)
+    centred = (logits - logits.sum(dim=-1, keepdim=True) / allowed).masked_fill(forbidden, 0)
+    # a norm, unlike the root of a sum, has a gradient where all are equal
+    deviation: Tensor = torch.linalg.vector_norm(centred, dim=-1, keepdim=True) / (allowed - 1).clamp_min(1).sqrt()
+    return (logits / (deviation + FLOOR)).masked_fill(forbidden, -math.inf)
 
 
 def sequence_loss(
@@ -83,9 +95,9 @@ def sequence_loss(
     Parameters
     ----------
     student_logits, teacher_logits
-        Of the same positions; the vocabularies may differ. No gradient reaches the teacher.
+        Of the same positions; the vocabularies may differ, and ``-inf`` forbids a token. No gradient reaches the teacher.
     mask
-        True at the positions of the answer; a sequence without any adds 0.
+        True at the positions of the answer, the others may hold anything; a sequence without any adds 0.
     top
         Tokens kept on each side.
     epsilon, iterations
