@@ -306,7 +306,7 @@ def test_places_that_cannot_be_written(command, tmp_path):
     (tmp_path / "full" / "thesis.txt").write_text("mine")
     for place, message in {
         "taken": "taken: is a file; expected a folder. Choose another place.",
-        "full": "full: is a folder with other files in it. Name a new or an empty folder.",
+        "full": "full: is a folder with other files in it",
         "none/answer.json": "none: there is no such folder. Make it first.",
         "answer.jsn": "answer.jsn: the suffix is '.jsn'; expected one of .json, .csv,",
     }.items():
