@@ -1,5 +1,6 @@
 """Divergences: identities, bounds and limits; sums written out; SciPy; finite differences; probabilities of zero."""
 
+import inspect
 import math
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.distributions import MultivariateNormal, kl_divergence
 
 from oracles import central_differences, jensen_shannon_by_entropies, kl_by_sum, largest_event_difference
+from sanov import divergences
 from sanov.core.errors import InputError
 from sanov.divergences import (
     bernoulli_kl,
@@ -378,3 +380,9 @@ def test_a_weight_outside_is_refused(weight):
 
 def test_the_divergences_of_heads_are_found_here_too():
     assert linear_kl is linear_kl_of_heads
+
+
+@pytest.mark.parametrize("name", divergences.__all__)
+def test_headings_of_docstrings_stand_on_lines_of_their_own(name):
+    lines = [line.strip() for line in inspect.getdoc(getattr(divergences, name)).splitlines()]
+    assert all(set(line) == {"-"} for line in lines if "---" in line)

@@ -11,6 +11,7 @@ import torch
 from torch.autograd import gradcheck
 
 from oracles import assignment_cost, central_differences, sinkhorn_logarithmic, sinkhorn_unit_marginals
+from sanov import ground_cost
 from sanov.core.errors import InputError
 from sanov.ground_cost import FEW_FEATURES, MANY_PAIRS
 from sanov.kernel_scaling import gibbs_kernel
@@ -482,6 +483,24 @@ def test_without_gradients_nothing_is_tracked_and_values_are_the_same(gradient):
         torch.testing.assert_close(getattr(free, name), getattr(tracked, name).detach(), rtol=1e-13, atol=1e-15)
 
 
+@pytest.mark.parametrize("of", ["cost", "regularised_cost"])
+@pytest.mark.parametrize("gradient", MODES)
+def test_a_second_derivative_of_a_plan_is_an_error_and_never_a_number(gradient, of):
+    cost = clouds_cost(6, 3, 1).requires_grad_()
+
+    def value(entries):
+        return getattr(sinkhorn(entries, epsilon=0.1, iterations=7, gradient=gradient), of)
+
+    def penalised():
+        (slope,) = torch.autograd.grad(value(cost), cost, create_graph=True)
+        return slope.square().sum() + cost.square().sum()
+
+    with pytest.raises(InputError, match="create_graph"):
+        penalised().backward()
+    with pytest.raises(InputError, match="create_graph"):
+        torch.autograd.functional.hessian(value, cost)
+
+
 @pytest.mark.parametrize("batch", [(), (2,)])
 @pytest.mark.parametrize("gradient", MODES)
 def test_autocast_changes_nothing(gradient, batch):
@@ -543,6 +562,71 @@ def test_ties_have_gradient_zero(rows, classes, p):
     if p == 1:  # features in which the two points agree
         third = torch.arange(rows) % classes == 1
         assert (gradient[third][:, 2:] == 0).all()
+
+
+@pytest.mark.parametrize("rows", [1, 300])
+@pytest.mark.parametrize("p", [3, 200, math.inf])
+def test_the_largest_differences_share_the_gradient(rows, p):
+    x = torch.tensor([[0.75, 0.25]]).expand(rows, 2).clone().requires_grad_()
+    y = torch.tensor([[0.25, 0.75]])
+    cost = pairwise_cost(x, y, p)
+    torch.testing.assert_close(cost, torch.full((rows, 1), 0.5 * 2 ** (1 / p)))
+    (gradient,) = torch.autograd.grad(cost.sum(), x)
+    share = 0.5 * 2 ** (1 / p)  # of each of the two, by symmetry and Euler's theorem
+    torch.testing.assert_close(gradient, torch.tensor([[share, -share]]).expand(rows, 2))
+
+
+@pytest.mark.parametrize("p", [1.5, 3, 10, 200, 1e4, math.inf])
+def test_norms_of_high_order_neither_underflow_nor_break_at_ties(p):
+    x = 1e-4 * torch.randn(6, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.cat([x[:3], 1e4 * x[3:]]).requires_grad_()
+    cost = pairwise_cost(x, y, p)
+    sizes = (x[:, None] - y).detach().double().abs()
+    exact = sizes.amax(-1) if p == math.inf else (p * sizes.log()).logsumexp(-1).div(p).exp()
+    torch.testing.assert_close(cost.detach().double(), exact, rtol=1e-5, atol=0)
+    (gradient,) = torch.autograd.grad(cost.sum(), y)
+    assert gradient.isfinite().all()
+    (at_ties,) = torch.autograd.grad(pairwise_cost(x[:1], y[:1], p).sum(), y)
+    assert (at_ties == 0).all()
+
+
+@pytest.mark.parametrize("p", [3.5, math.inf])
+def test_norms_in_blocks_are_those_of_all_pairs(p, monkeypatch):
+    monkeypatch.setattr(ground_cost, "HELD", 50)
+    x, y = (outputs(9, 4, seed, batch=(2,)).requires_grad_() for seed in (0, 1))
+    found, naive = pairwise_cost(x, y, p), torch.linalg.vector_norm(x.unsqueeze(-2) - y.unsqueeze(-3), p, dim=-1)
+    torch.testing.assert_close(found, naive, rtol=1e-12, atol=0)
+    torch.testing.assert_close(
+        *(torch.autograd.grad(cost.square().sum(), (x, y)) for cost in (found, naive)), rtol=1e-10, atol=1e-13
+    )
+
+
+@pytest.mark.parametrize("rows", [5, math.isqrt(MANY_PAIRS)])
+@pytest.mark.parametrize("p", [1, 2, 3.5, math.inf])
+def test_a_second_derivative_of_a_cost_is_right_or_an_error(rows, p):
+    """Where it is a number, as in the orders that autograd differentiates, it is that of the norm written out."""
+    x, y = outputs(rows, 3, 0).requires_grad_(), outputs(rows, 3, 1)
+    direction = outputs(rows, 3, 2)
+
+    def second(cost):
+        (slope,) = torch.autograd.grad(cost.square().sum(), x, create_graph=True)
+        return torch.autograd.grad((slope * direction).sum(), x)[0]
+
+    if p in (1, 2):
+        with pytest.raises((InputError, RuntimeError), match=r"create_graph|not implemented"):
+            second(pairwise_cost(x, y, p))
+    else:
+        naive = torch.linalg.vector_norm(x[:, None] - y, p, dim=-1)
+        torch.testing.assert_close(second(pairwise_cost(x, y, p)), second(naive), rtol=1e-8, atol=1e-10)
+
+
+def test_the_way_of_one_feature_at_a_time_is_for_cpus():
+    """Its blocks fit a CPU's cache; other devices get one call, seen here by what the gradient's node is called."""
+    rows = math.isqrt(MANY_PAIRS)
+    on_cpu = pairwise_cost(torch.rand(rows, 2, requires_grad=True), torch.rand(rows, 2))
+    assert "Manhattan" in on_cpu.grad_fn.name()
+    elsewhere = torch.rand(rows, 2, device="meta", requires_grad=True)
+    assert "Cdist" in pairwise_cost(elsewhere, elsewhere.detach()).grad_fn.name()
 
 
 @pytest.mark.parametrize("p", [1, 2])

@@ -61,8 +61,10 @@ def kl(log_p: Float[Tensor, "*batch classes"], log_q: Float[Tensor, "*batch clas
     log_p, log_q
         Log-probabilities, [*batch, classes].
 
-    Returns ------- Divergences in nats, [*batch], float32 or wider. Rounding may leave about -1e-16 of a float64 zero
-    unless p = q exactly.
+    Returns
+    -------
+    Divergences in nats, [*batch], float32 or wider. Rounding may leave about -1e-16 of a float64 zero unless p = q
+    exactly.
 
     Raises
     ------

@@ -1,8 +1,10 @@
 """The cost of moving one point onto another: a norm of their difference, for all pairs of two clouds.
 
 `torch.cdist` works along the features of a pair. Where points have few of them and pairs are many, as with the outputs
-of a classifier of two or three classes over a batch, that leaves most of a vector register empty; there the 1-norm is
-taken one feature at a time, for all pairs at once. Neither way holds an array of all pairs and features.
+of a classifier of two or three classes over a batch, that leaves most of a vector register empty; there, on a CPU, the
+1-norm is taken one feature at a time, for all pairs at once. In orders above 2 the powers of differences underflow, and
+at infinity `torch.cdist` gives each of several largest differences the whole gradient; there the differences are
+divided by the largest one first. No way holds an array of all pairs and features.
 """
 
 from __future__ import annotations
@@ -14,15 +16,17 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
+from torch.utils.checkpoint import checkpoint
 
 from sanov.core.errors import InputError
+from sanov.precision import first_derivative_only, wide_dtype
 
 __all__ = ["pairwise_cost"]
 
 # Where one feature at a time is faster than `torch.cdist`, measured on one core with AVX-512.
 FEW_FEATURES, MANY_PAIRS = 3, 2**16
-BLOCK = 2**17  # differences held at a time: 512 KiB in float32, which stay in the second-level cache
+HELD = 2**20  # differences held at a time where they are divided by the largest: 4 MiB in float32
+BLOCK = 2**17  # differences of one feature held at a time: 512 KiB in float32, which stay in the second-level cache
 
 
 def pairwise_cost(
@@ -31,7 +35,8 @@ def pairwise_cost(
     """Cost of all pairs of two clouds of points, D_ij = ||x_i - y_j||_p: the norm, not its p-th power.
 
     At a kink the gradient is a subgradient: for p = 1 the term of a feature in which two points agree adds 0, for p > 1
-    the pair does if the two points are the same. The result can be differentiated once.
+    the pair does if the two points are the same, and for p = infinity the largest differences share it evenly. For
+    p = 1 and 2 the gradient has no derivative itself: ``create_graph=True`` is an error.
 
     Parameters
     ----------
@@ -60,13 +65,35 @@ def pairwise_cost(
     if x.shape[-1] != y.shape[-1] or x.shape[:-2] != y.shape[:-2]:
         found = f"clouds of shapes {list(x.shape)} and {list(y.shape)}"
         raise InputError(found, where="pairwise_cost", expected="equal leading axes and equal numbers of features")
-    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    dtype = wide_dtype(x, y)
     x, y = x.to(dtype), y.to(dtype)
-    if p == 1 and x.shape[-1] <= FEW_FEATURES and x.shape[-2] * y.shape[-2] >= MANY_PAIRS:
+    if p not in (1, 2):
+        return _scaled_norms(x, y, float(p))
+    few_features, many_pairs = x.shape[-1] <= FEW_FEATURES, x.shape[-2] * y.shape[-2] >= MANY_PAIRS
+    if p == 1 and few_features and many_pairs and x.is_cpu:
         cost: Tensor = _Manhattan.apply(x, y)  # type: ignore[no-untyped-call]
         return cost
     # The shortcut through a matrix product loses all digits of near points, and with them the zero at a tie.
     return torch.cdist(x, y, p=p, compute_mode="donot_use_mm_for_euclid_dist")
+
+
+def _scaled_norms(x: Tensor, y: Tensor, p: float) -> Tensor:
+    """Norms of all pairs, a block of rows at a time, which the backward pass computes once more."""
+    step = max(1, HELD // max(1, math.prod(x.shape[:-2]) * y.shape[-2] * y.shape[-1]))
+    costs = [checkpoint(_scaled_norm, rows, y, p, use_reentrant=False) for rows in torch.split(x, step, -2)]
+    return torch.cat(costs, -2)
+
+
+def _scaled_norm(x: Tensor, y: Tensor, p: float) -> Tensor:
+    """Largest difference, times the norm of the differences divided by it: no power overflows, nor vanishes if it counts."""
+    differences = (x.unsqueeze(-2) - y.unsqueeze(-3)).abs()
+    largest = differences.amax(-1)
+    if p == math.inf:
+        return largest
+    largest = largest.detach()  # the norm does not depend on what it is computed relative to
+    same = largest == 0
+    total = (differences / largest.masked_fill(same, 1).unsqueeze(-1)).pow(p).sum(-1)
+    return largest * total.masked_fill(same, 1).pow(1 / p)
 
 
 class _Manhattan(torch.autograd.Function):
@@ -83,7 +110,7 @@ class _Manhattan(torch.autograd.Function):
         return cost
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
         x, y = ctx.saved_tensors
         of_x, of_y = (

@@ -18,12 +18,12 @@ from typing import Any, Literal, get_args
 import torch
 from jaxtyping import Float
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from sanov.core.errors import InputError
 from sanov.ground_cost import pairwise_cost
 from sanov.kernel_scaling import Scaling, scale
 from sanov.plan_gradients import implicit_gradient, unrolled_gradient
+from sanov.precision import first_derivative_only, wide_dtype, widen
 
 __all__ = ["Plan", "pairwise_cost", "sinkhorn", "sinkhorn_divergence", "sorted_transport_1d"]
 
@@ -98,7 +98,7 @@ def sinkhorn(
         which needs several times fewer of them for the same fixed point (except for ``gradient="unroll"``). None does
         exactly `iterations` plain rounds, as the paper does.
     gradient
-        What the gradient of the results by the cost is. All can be differentiated once.
+        What the gradient of the results by the cost is. It has no derivative itself: ``create_graph=True`` is an error.
 
         - ``unroll``: that of the rounds done, in reverse mode. It needs no convergence.
         - ``envelope``: P for both costs, the plan counting as a constant. At convergence that is the gradient of the
@@ -121,16 +121,18 @@ def sinkhorn(
     _check_options(epsilon, iterations, tolerance, gradient)
     if not cost.numel():
         raise InputError(f"it has shape {list(cost.shape)}", where="cost", expected="at least one row and one column")
-    cost = cost.to(torch.promote_types(cost.dtype, torch.float32))
+    cost = widen(cost)
     batch, problems, (n, m) = cost.shape[:-2], math.prod(cost.shape[:-2]), cost.shape[-2:]
     flat = cost if cost.ndim == 2 else cost.reshape((problems, n, m) if problems > 1 else (n, m))
     row = _marginal(row_weights, flat, problems, n, "row_weights")
     column = _marginal(column_weights, flat, problems, m, "column_weights")
-    tracked = cost.requires_grad and torch.is_grad_enabled() and gradient != "envelope"
+    tracked = cost.requires_grad and torch.is_grad_enabled()
     record = tracked and gradient == "unroll"
     scaling = scale(flat.detach(), epsilon, row, column, iterations, tolerance, record=record)
     plan = scaling.plan
-    if tracked:
+    if tracked and gradient == "envelope":
+        flat = _CostOfConstantPlan.apply(flat)  # type: ignore[no-untyped-call]
+    elif tracked:
         plan = _PlanOfCost.apply(flat, epsilon, row, column, scaling)  # type: ignore[no-untyped-call]
     # A single problem needs no array of the products.
     value = (plan * flat).sum((-2, -1)) if flat.ndim == 3 else torch.dot(plan.flatten(), flat.flatten())
@@ -213,7 +215,7 @@ def sorted_transport_1d(x: Float[Tensor, "*batch n"], y: Float[Tensor, "*batch n
     if x.shape != y.shape or not x.shape[-1]:
         found = f"clouds of shapes {list(x.shape)} and {list(y.shape)}"
         raise InputError(found, where="sorted_transport_1d", expected="as many points, at least one, in both")
-    dtype = torch.promote_types(torch.promote_types(x.dtype, y.dtype), torch.float32)
+    dtype = wide_dtype(x, y)
     return (x.to(dtype).sort(-1).values - y.to(dtype).sort(-1).values).abs().mean(-1)
 
 
@@ -227,7 +229,7 @@ class _PlanOfCost(torch.autograd.Function):
         return scaling.plan
 
     @staticmethod
-    @once_differentiable
+    @first_derivative_only
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         cost, plan, row, column, *history = ctx.saved_tensors
         grad = grad * plan
@@ -237,6 +239,19 @@ class _PlanOfCost(torch.autograd.Function):
             else:
                 grad = implicit_gradient(grad, plan)
         return grad.div_(-ctx.epsilon), None, None, None, None
+
+
+class _CostOfConstantPlan(torch.autograd.Function):
+    """The cost as it is. A second derivative would show that its plan is no constant, so that there is none."""
+
+    @staticmethod
+    def forward(ctx: Any, cost: Tensor) -> Tensor:
+        return cost.view_as(cost)
+
+    @staticmethod
+    @first_derivative_only
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        return grad
 
 
 def _check_options(epsilon: float, iterations: int, tolerance: float | None, gradient: str) -> None:

@@ -10,6 +10,7 @@ import xml.etree.ElementTree as ElementTree
 from dataclasses import replace
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import polars as pl
 import pytest
@@ -142,6 +143,18 @@ def test_a_workbook_has_a_sheet_a_table_and_no_formula(tmp_path):
     assert last.iloc[1].tolist() == ["=1+1", 1]
 
 
+def test_a_workbook_loses_no_cell(tmp_path):
+    large = replace(ANSWER, tables={"t": pl.DataFrame({"n": [2**53 + 1], "m": [-(2**53)]})})
+    large.save(tmp_path / "a.xlsx")
+    sheet = openpyxl.load_workbook(tmp_path / "a.xlsx")["t"]
+    assert [cell.value for cell in sheet[2]] == ["9007199254740993", -(2**53)]
+    long = replace(ANSWER, tables={"t": pl.DataFrame({"a": ["x", "x" * 32_768], "n": [1, 2]})})
+    message = "sheet 't', row 2, column 'a': the cell has 32768 characters; expected at most 32767. Save it as .csv"
+    with pytest.raises(InputError, match=message):
+        long.save(tmp_path / "b.xlsx")
+    assert names(tmp_path) == ["a.xlsx"]
+
+
 def test_a_workbook_needs_its_extra(tmp_path, monkeypatch):
     monkeypatch.setitem(sys.modules, "xlsxwriter", None)
     with pytest.raises(MissingExtra, match=r"sanov\[excel\]"):
@@ -187,6 +200,33 @@ def test_an_earlier_answer_is_replaced_and_other_files_never(tmp_path):
     with pytest.raises(InputError, match="photos: is a folder with other files in it"):
         ANSWER.save(tmp_path / "photos")
     assert names(tmp_path / "photos") == ["1.jpg"]
+
+
+@pytest.mark.parametrize("name", ["thesis.docx", "tables/mine.csv", "empty/"])
+def test_a_file_that_was_put_into_an_answer_is_never_deleted(name, tmp_path):
+    ANSWER.save(tmp_path / "all")
+    mine = tmp_path / "all" / name
+    if name.endswith("/"):
+        mine.mkdir()
+    else:
+        mine.touch()
+    with pytest.raises(InputError, match=rf"all: is a folder with other files in it \({name.rstrip('/')}\)"):
+        ANSWER.save(tmp_path / "all")
+    assert mine.exists()
+
+
+@pytest.mark.parametrize("text", ["{}", "[]", "not JSON", '{"contents": 3}'])
+def test_a_file_that_is_only_named_as_an_answer_is_none(text, tmp_path):
+    (tmp_path / "answer.json").write_text(text)
+    with pytest.raises(InputError, match=r"other files in it \(answer\.json\)"):
+        check_place(tmp_path)
+
+
+def test_what_a_file_manager_leaves_does_not_matter(tmp_path):
+    ANSWER.save(tmp_path / "all")
+    (tmp_path / "all" / ".DS_Store").touch()
+    ANSWER.save(tmp_path / "all")
+    assert not (tmp_path / "all" / ".DS_Store").exists()
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,8 @@ import subprocess
 import sys
 import textwrap
 import threading
-from datetime import date
+from datetime import date, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import numpy as np
@@ -141,6 +142,38 @@ def test_a_process_that_is_killed_before_the_rename_leaves_the_target(kind, tmp_
     assert names(tmp_path) == ["target"]
 
 
+KILLED = """
+import os, sys
+from pathlib import Path
+from sanov.core import files
+replace, calls = Path.replace, []
+def sometimes(self, target):
+    calls.append(self)
+    return os._exit(9) if len(calls) == {last} else replace(self, target)
+Path.replace = sometimes
+files.shutil.rmtree = lambda *_, **__: os._exit(9)
+with files.atomic_folder(sys.argv[1]) as place:
+    (place / "new").touch()
+"""
+
+
+@pytest.mark.parametrize(("last", "survivor"), [(1, "old"), (2, "old"), (3, "new")], ids=["aside", "in", "cleared"])
+def test_a_process_that_is_killed_between_two_renames_leaves_a_copy(last, survivor, tmp_path):
+    """However long ago: the next writer takes it back, and does not clear it away."""
+    path = tmp_path / "target"
+    files.write_text(path / "old", "")
+    done = subprocess.run([sys.executable, "-c", KILLED.format(last=last), path], timeout=60, check=False)
+    assert done.returncode == 9
+    for leftover in tmp_path.iterdir():
+        os.utime(leftover, (0, 0))
+    with pytest.raises(ValueError, match="x"), files.atomic_folder(path):
+        raise ValueError("x")
+    assert (names(tmp_path), names(path)) == (["target"], [survivor])
+    with files.atomic_folder(path) as place:
+        (place / "newest").touch()
+    assert (names(tmp_path), names(path)) == (["target"], ["newest"])
+
+
 def test_an_error_of_the_callers_own_is_not_taken_for_the_targets(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.csv"), files.atomic_path(tmp_path / "a"):
         (tmp_path / "data.csv").read_text()
@@ -179,6 +212,9 @@ def test_json_holds_no_nan_and_takes_what_is_usual(tmp_path):
         1: (float("-inf"), {"x"}),
         "path": Path("a") / "b",
         "day": date(2024, 2, 29),
+        "wait": timedelta(milliseconds=1500),
+        "bytes": b"\x00a",
+        "price": Decimal("1.5"),
     }
     files.write_json(tmp_path / "a.json", tree)
     text = (tmp_path / "a.json").read_text()
@@ -192,6 +228,9 @@ def test_json_holds_no_nan_and_takes_what_is_usual(tmp_path):
         "1": [None, ["x"]],
         "path": "a/b",
         "day": "2024-02-29",
+        "wait": 1.5,
+        "bytes": "0061",
+        "price": 1.5,
     }
     assert files.read_json(tmp_path / "a.json") == strict
 

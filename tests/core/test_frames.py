@@ -1,10 +1,14 @@
 """Every kind of table leads to the same frame, and whatever is wrong with one is named by its place."""
 
 import errno
+import json
 import subprocess
 import sys
+from datetime import date, timedelta
+from decimal import Decimal
 
 import numpy as np
+import openpyxl
 import pandas as pd
 import polars as pl
 import pyarrow as pa
@@ -177,7 +181,15 @@ def test_what_is_written_as_csv_is_read_again(tmp_path_factory, rows):
         (["1", "x", ""], pl.Series(["1", "x", None])),
         (["-inf", "1"], pl.Series([-np.inf, 1.0])),
         (["9007199254740993"], pl.Series([9007199254740993])),
-        (["99999999999999999999"], pl.Series([1e20])),
+        (["99999999999999999999"], pl.Series(["99999999999999999999"])),
+        (["1e20", "2"], pl.Series([1e20, 2.0])),
+        (["9007199254740993", "0.5"], pl.Series(["9007199254740993", "0.5"])),
+        (["007", "7"], pl.Series(["007", "7"])),
+        (["01", "NA", "10"], pl.Series(["01", None, "10"])),
+        (["0", "0.5", "-0.25", "0e3"], pl.Series([0.0, 0.5, -0.25, 0.0])),
+        (["NA", "EU", ""], pl.Series(["NA", "EU", None])),
+        (["NA", "true"], pl.Series([None, True])),
+        (["null", "x", "1"], pl.Series(["null", "x", "1"])),
         (["1.0"], pl.Series([1.0])),
         (["1_000", "2"], pl.Series(["1_000", "2"])),
     ],
@@ -194,6 +206,124 @@ def test_blank_lines_are_no_rows_but_a_blank_cell_is_missing(tmp_path):
     assert read_frame(csv(tmp_path, "a,b\n\n1,2\n\n3,4\n\n")).rows() == [(1, 2), (3, 4)]
     assert read_frame(csv(tmp_path, "a\n1\n\n3\n")).rows() == [(1,), (None,), (3,)]
     assert read_frame(csv(tmp_path, "a,b\n1,\n,2\n")).rows() == [(1, None), (None, 2)]
+
+
+@pytest.mark.parametrize("end", ["\n", "\r\n"], ids=repr)
+def test_a_row_of_missing_cells_is_a_row_however_it_is_written(end, tmp_path):
+    """Ids in another file must go on standing beside the same rows."""
+    expected = [(1, 2), (None, None), (3, 4), (None, None)]
+    for missing in (",", "NA,NA"):
+        lines = ["", "a,b", "", "1,2", missing, "", "3,4", missing, "", ""]
+        assert read_frame(csv(tmp_path, end.join(lines))).rows() == expected
+    assert read_frame(csv(tmp_path, 'a,b\n"x\n\ny",2\n\n,\n')).rows() == [("x\n\ny", 2), (None, None)]
+    assert "mixes line ends" in message(csv(tmp_path, "a,b\n1,x\ry\n\n"))
+
+
+def test_columns_that_are_names_stay_as_they_are_written(tmp_path):
+    path = csv(tmp_path, "id,text,x\n1e3,1.50,7\n1000,NA,8\n+5,2,NA\n")
+    assert read_frame(path, text=["id", "text", "none"]).rows() == [
+        ("1e3", "1.50", 7),
+        ("1000", None, 8),
+        ("+5", "2", None),
+    ]
+
+
+def test_a_cell_may_be_as_long_as_a_book(tmp_path):
+    book = "word " * 40_000
+    assert read_frame(csv(tmp_path, f"text,y\n{book},\nshort,1\n")).rows() == [(book, None), ("short", 1)]
+
+
+def test_csv_and_parquet_of_one_table_are_one_table(tmp_path):
+    table = pl.DataFrame({
+        "country": ["NA", "null", "FR", None],
+        "zip": ["01234", "94110", None, "00001"],
+        "number": ["12345678901234567890", "1", "2", "3"],
+        "x": [1, None, 3, 4],
+        "y": [True, None, False, True],
+    })  # fmt: skip
+    table.write_csv(tmp_path / "data.csv")
+    table.write_parquet(tmp_path / "data.parquet")
+    assert read_frame(tmp_path / "data.csv").equals(read_frame(tmp_path / "data.parquet"))
+
+
+# -- Excel ------------------------------------------------------------------------------------------------------------
+
+
+def excel(folder, *sheets):
+    book = openpyxl.Workbook()
+    book.remove(book.active)
+    for number, rows in enumerate(sheets, start=1):
+        sheet = book.create_sheet(f"sheet {number}")
+        for row in rows:
+            sheet.append(row)
+    book.save(folder / "data.xlsx")
+    return folder / "data.xlsx"
+
+
+def test_a_late_cell_of_text_is_not_lost(tmp_path):
+    rows = [[i, 1] for i in range(1500)]
+    frame = read_frame(excel(tmp_path, [["a", "b"], *rows, ["x", 1], [2.5, 1]]))
+    assert frame["a"].to_list()[-3:] == ["1499", "x", "2.5"]
+    with pytest.raises(InputError, match="row 1501, column 'a': the cell is 'x'"):
+        numeric(frame, ["a"], name="data")
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([["a", "b", "a"], [1, 2, 3]], "the column name 'a' occurs twice"),
+        ([["a", " a "], [1, 2]], "the column name 'a' occurs twice"),
+        ([["a", None], [1, 2]], "column 2 has no name"),
+        ([["My table"], ["a", "b"], [1, 2]], "column 2 has no name"),
+        ([["a", "b"]], "has no rows"),
+    ],
+    ids=str,
+)
+def test_names_of_an_excel_sheet_are_checked_as_those_of_text(rows, expected, tmp_path):
+    assert expected in message(excel(tmp_path, rows))
+
+
+def test_rows_and_text_of_an_excel_sheet_are_kept(tmp_path):
+    rows = [[None, None, None], [None, "a", "id"], [None, 1, "007"], [None, None, None], [None, 3, "7"]]
+    assert read_frame(excel(tmp_path, rows)).rows() == [(1, "007"), (None, None), (3, "7")]
+    assert read_frame(excel(tmp_path, [["a"], ["1"], ["2"]])).rows() == [(1,), (2,)]
+    assert read_frame(excel(tmp_path, [["a"], ["1"], ["2"]]), text=["a"]).rows() == [("1",), ("2",)]
+
+
+def test_sheets_that_are_not_read_are_told(tmp_path):
+    path = excel(tmp_path, [["a"], [1]], [["a"], [2]])
+    with pytest.warns(SanovWarning, match="only the first sheet, 'sheet 1', is read, not 'sheet 2'"):
+        assert read_frame(path).rows() == [(1,)]
+
+
+# -- types ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_time_zone_is_kept_whether_or_not_a_cell_is_missing():
+    times = pd.to_datetime(["2024-01-01T12:00", "2024-06-01T12:00"]).tz_localize("Europe/Berlin")
+    whole, partial = (read_frame(pd.DataFrame({"t": cells})) for cells in (times, [times[0], pd.NaT]))
+    assert whole.schema == partial.schema
+    assert whole["t"][0] == partial["t"][0] == times[0].to_pydatetime()
+
+
+def test_what_no_column_has_a_type_for_is_text():
+    periods = pd.DataFrame({"month": pd.period_range("2024-01", periods=2, freq="M")})
+    assert read_frame(periods)["month"].to_list() == ["2024-01", "2024-02"]
+
+
+@pytest.mark.parametrize(
+    ("rows", "expected"),
+    [
+        ([{"b": 1}, 3], "row 2, column 'a': the cell is 3"),
+        ([3, {"b": 1}], "column 'a'"),
+        ([[1], 2], "column 'a': holds lists or objects among other cells"),
+    ],
+    ids=str,
+)
+def test_cells_of_many_types_are_refused_and_not_lost(rows, expected, tmp_path):
+    assert expected in message({"a": rows})
+    lines = "".join(f"{json.dumps({'a': cell})}\n" for cell in rows)
+    assert expected in message(csv(tmp_path, lines, "data.jsonl"))
 
 
 @pytest.mark.parametrize("delimiter", [";", "|", " ", "tab", "\t"])
@@ -293,6 +423,8 @@ def test_a_header_of_numbers_is_doubted(tmp_path):
         (pd.DataFrame(), "the pandas table: the table has 0 rows and 0 columns"),
         (pd.DataFrame({"a": []}), "the table has 0 rows and 1 columns"),
         (pd.DataFrame([[1, 2]], columns=["a", "a"]), "two columns have one name"),
+        ({1: [1], "1": [2]}, "the dictionary: the column name '1' occurs twice"),
+        (pd.DataFrame({1: [1], "1": [2]}), "the pandas table: the column name '1' occurs twice"),
         ({"a": [1, 2], "b": [1]}, "the columns differ in length (a: 2, b: 1)"),
         ({"a": np.ones((2, 2))}, "column 'a': the array has 2 dimensions; expected one"),
     ],
@@ -315,6 +447,12 @@ def test_what_is_no_table_is_said(source, expected):
         ([None, 1.0, None], "data, row 1, column 'a': the cell is missing (2 such cells in the column)"),
         (["1", "x", "2"], "data, row 2, column 'a': the cell is 'x'; expected a number. Correct it, encode it"),
         (["1", "x", None, "y"], "row 2, column 'a': the cell is 'x' (1 more cell of the column too)"),
+        (["1", "NA", "x"], "row 3, column 'a': the cell is 'x'; expected"),
+        (["NA", "1"], "row 1, column 'a': the cell is 'NA'; expected"),
+        (
+            ["007", None],
+            "data, column 'a': holds numbers that are kept as text (such as '007'); expected plain numbers",
+        ),
         (["1,5", "2"], "row 1, column 'a': the cell is '1,5'; expected a number. Write decimals with a point."),
         (["red", None], "data, column 'a': is text (such as 'red'). Encode it as numbers, or leave it out."),
         ([[1.0], [2.0]], "data, column 'a': holds cells of type List(Float64); expected numbers."),
@@ -355,6 +493,20 @@ def test_the_fingerprint_follows_names_and_cells():
     assert fingerprint(TABLE.with_columns(pl.col("weight").fill_null(0.0))) != first
     assert fingerprint(TABLE.with_columns(kind=pl.lit("x"))) != first
     assert fingerprint(TABLE[::-1]) != first
+
+
+def test_the_fingerprint_tells_large_numbers_apart():
+    exact, next_one = pl.DataFrame({"a": [2**53, None]}), pl.DataFrame({"a": [2**53 + 1, None]})
+    assert fingerprint(exact) != fingerprint(next_one)
+    assert fingerprint(exact) == fingerprint(exact.cast(pl.Float64))
+
+
+def test_every_type_has_a_fingerprint():
+    columns = {"t": [timedelta(seconds=1)], "b": [b"x"], "d": [date(2024, 1, 1)], "n": [Decimal("1.5")], "l": [[b"x"]]}
+    prints = {fingerprint(pl.DataFrame({name: cells})) for name, cells in columns.items()}
+    assert len(prints) == len(columns)
+    later = pl.DataFrame({"t": [timedelta(seconds=2)]})
+    assert fingerprint(later) != fingerprint(pl.DataFrame({"t": columns["t"]}))
 
 
 def test_a_source_is_named_as_it_was_given(tmp_path):

@@ -145,6 +145,12 @@ def test_every_option_is_described():
     assert describe(Required)[0]["default"] == "required"
 
 
+@pytest.mark.parametrize(("name", "text"), [("c.toml", "epsilon = 0.1\n"), ("c.json", '{"epsilon": 0.1}')])
+def test_a_file_of_windows_may_begin_with_a_mark(name, text, tmp_path):
+    (tmp_path / name).write_text(text, encoding="utf-8-sig")
+    assert parse(Config, {}, tmp_path / name).epsilon == 0.1
+
+
 def test_a_config_cannot_be_changed():
     with pytest.raises(ValidationError, match="frozen"):
         Config().epsilon = 0.1

@@ -1,6 +1,8 @@
 """What a page holds, before any browser has seen it."""
 
 import re
+from datetime import date, timedelta
+from decimal import Decimal
 from html.parser import HTMLParser
 
 import numpy as np
@@ -135,6 +137,21 @@ def test_two_claims_have_a_list_of_contents():
     reader = Reader(render(Page("t", "s", [], [Section("one", "holds"), Section("two", "holds")])))
     targets = [attrs["href"].removeprefix("#") for attrs in reader.of("a")]
     assert targets == [attrs["id"] for attrs in reader.of("section")] == ["section-1", "section-2"]
+
+
+def test_claims_of_one_heading_are_told_apart():
+    """Two that are equal so far make Python compare their tables, whose truth has no single value."""
+    sections = [Section("one", "holds", "", [Table("t", TABLE)]) for _ in range(2)]
+    reader = Reader(render(Page("t", "s", [], [Text("", ["x"]), *sections])))
+    targets = [attrs["href"].removeprefix("#") for attrs in reader.of("a")]
+    found = [attrs["id"] for attrs in reader.of("section") if "id" in attrs]
+    assert targets == found
+    assert len(set(found)) == 2
+
+
+def test_every_type_of_column_has_a_page():
+    table = pl.DataFrame({"t": [timedelta(seconds=1)], "b": [b"x"], "d": [date(2024, 1, 1)], "n": [Decimal("1.5")]})
+    assert 'data-exact="1.0"' in render(Page("t", "s", [], [Table("t", table)]))
 
 
 # -- charts -----------------------------------------------------------------------------------------------------------

@@ -148,6 +148,86 @@ def test_labels_by_number_are_names_where_classes_are_numbers():
     assert labels.tolist() == [2, 0]
 
 
+BOOLEAN = pl.DataFrame({"x": [1.5, 2.5], "logit_true": [3.1, 0.2], "logit_false": [0.2, 3.1], "label": [True, False]})
+
+
+@pytest.mark.parametrize("names", [("true", "false"), ("false", "true"), ("True", "False")], ids=str)
+@pytest.mark.parametrize("kind", ["csv", "pandas csv", "parquet", "pandas", "dictionary"])
+def test_true_and_false_are_the_classes_of_those_names(names, kind, tmp_path):
+    """Never the position of a column: the teacher of this table is right in both rows."""
+    table = BOOLEAN.select("x", *(pl.col(f"logit_{name.lower()}").alias(f"logit_{name}") for name in names), "label")
+    match kind:
+        case "csv":
+            table.write_csv(tmp_path / "t.csv")
+        case "pandas csv":
+            table.to_pandas().to_csv(tmp_path / "t.csv", index=False)
+        case "parquet":
+            table.write_parquet(tmp_path / "t.parquet")
+    logits = table.select("^logit_.*$").to_numpy()
+    arrays = {"inputs": np.ones((2, 1)), "logits": logits, "classes": names, "labels": np.array([True, False])}
+    source = {"pandas": table.to_pandas(), "dictionary": arrays}.get(kind, tmp_path / f"t.{kind.split()[-1]}")
+    found = read([source])
+    assert found.classes == names
+    np.testing.assert_array_equal(found.labels, found.logits.argmax(axis=1))
+
+
+def test_true_and_false_are_one_and_zero_where_classes_are_numbered():
+    assert read(
+        [{"inputs": INPUTS[:2], "logits": LOGITS[:2, :2], "labels": np.array([True, False])}]
+    ).labels.tolist() == [1, 0]
+    assert encode_labels(["true", None, "false"], None, name="t")[1] == ("false", "true")
+    assert encode_labels(["1", "0"], ("false", "true"), name="t")[0].tolist() == [1, 0]
+
+
+def test_a_class_of_the_name_minus_one_is_a_class():
+    table = pl.DataFrame({"x": [1.5, 2.5], "logit_-1": [3.1, 0.1], "logit_1": [0.2, 2.2], "label": [-1, 1]})
+    assert read([table]).labels.tolist() == [0, 1]
+    assert encode_labels(["-1", "+1", None], ("-1", "+1"), name="t")[0].tolist() == [0, 1, -1]
+    assert encode_labels(["-1", "1", "0"], None, name="t")[0].tolist() == [-1, 1, 0]
+
+
+@pytest.mark.parametrize("label", ["-1", "007", "1", "true"])
+def test_labels_and_ids_are_as_they_are_written(label, tmp_path):
+    """Codes keep their zeros, and whole numbers are the same with a point and without one."""
+    (tmp_path / "t.csv").write_text(f"id,x,logit_a,logit_b,label\n{label},1.5,3.1,0.2,a\n")
+    assert read([tmp_path / "t.csv"]).ids == (label,)
+
+
+def test_codes_keep_their_form(tmp_path):
+    (tmp_path / "t.csv").write_text("id,text,logit_01,logit_02,label\n007,1.50,3.1,0.2,01\n7,007,0.1,2.2,02\n")
+    table = read([tmp_path / "t.csv"])
+    assert (table.ids, table.inputs, table.labels.tolist()) == (("007", "7"), ("1.50", "007"), [0, 1])
+    np.savez(tmp_path / "l.npz", logits=LOGITS[:2], ids=np.array(["7", "007"]))
+    (tmp_path / "i.csv").write_text("id,x\n007,1.5\n7,2.5\n")
+    np.testing.assert_array_equal(read([tmp_path / "i.csv", tmp_path / "l.npz"]).logits, LOGITS[[1, 0]])
+
+
+@pytest.mark.parametrize("ids", ["12345678901234567890 12345678901234567891", "1e3 1000", "inf 1"])
+def test_ids_that_look_like_numbers_are_told_apart(ids, tmp_path):
+    first, second = ids.split()
+    (tmp_path / "t.csv").write_text(f"id,x\n{first},1.5\n{second},2.5\n")
+    assert read([tmp_path / "t.csv"]).ids == (first, second)
+    assert read([pl.DataFrame({"id": [1e20, 1.0], "x": [1, 2]})]).ids == ("1e+20", "1.0")
+
+
+def test_labels_that_were_written_as_floats_are_whole_numbers(tmp_path):
+    """pandas gives whole numbers a point where one of them is missing."""
+    table = pd.DataFrame({"x": [1.5, 2.5, 3.5], "logit_a": 1.5, "logit_b": 2.5, "label": [1, None, 0]})
+    table.to_csv(tmp_path / "t.csv", index=False)
+    assert "1.0" in (tmp_path / "t.csv").read_text()
+    for source in (table, tmp_path / "t.csv"):
+        assert read([source]).labels.tolist() == [1, -1, 0]
+    arrays = {"inputs": INPUTS[:3], "logits": LOGITS[:3], "labels": np.array([1.0, np.nan, 0.0])}
+    assert read([arrays]).labels.tolist() == [1, -1, 0]
+
+
+def test_a_class_may_be_named_na(tmp_path):
+    table = pl.DataFrame({"x": [1.5, 2.5, 3.5], "logit_NA": 3.5, "logit_EU": 0.5, "label": ["NA", "EU", None]})
+    table.write_csv(tmp_path / "t.csv")
+    for source in (table, tmp_path / "t.csv"):
+        assert read([source]).labels.tolist() == [0, 1, -1]
+
+
 def test_digest_changes_with_any_part():
     tables = [
         DistilTable(INPUTS, NAMES, LOGITS, LABELS),
@@ -156,6 +236,8 @@ def test_digest_changes_with_any_part():
         DistilTable(INPUTS, NAMES, LOGITS, LABELS[::-1].copy()),
     ]
     assert len({table.digest() for table in tables}) == 4
+    shapes = [DistilTable(np.arange(12.0).reshape(shape), NAMES) for shape in [(4, 3), (3, 4)]]
+    assert shapes[0].digest() != shapes[1].digest()
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------
@@ -183,6 +265,17 @@ MISTAKES = {
     "label out of range": ([{"inputs": INPUTS, "logits": LOGITS, "labels": LABELS + 1}], "row 3: the label is '3'"),
     "labels of two columns": ([{"inputs": INPUTS, "logits": LOGITS, "labels": LOGITS}], "array 'labels'.*one value"),
     "unknown label": ([frame(label=["cat", "dog", "ant", "cat", "cat", "cat"])], "row 3: the label is 'ant'.*'emu'"),
+    "true of other names": ([frame(label=[True, False] * 3)], "row 1: the label is 'true'.*'emu'"),
+    "0 and 1 of true and false": (
+        [BOOLEAN.with_columns(label=pl.Series([1, 0]))],
+        "the labels are 0 and 1; expected true and false, as the classes are named",
+    ),
+    "signs": ([pl.DataFrame({"x": [1, 2, 3], "label": [-1, 1, -1]})], "the labels are -1 and 1.*logit_-1"),
+    "signs as text": ([pl.DataFrame({"x": [1, 2], "label": ["-1", "+1"]})], "the labels are -1 and 1"),
+    "signs of two outputs": (
+        [{"inputs": INPUTS[:2], "logits": LOGITS[:2, :2], "labels": np.array([-1, 1])}],
+        "the labels are -1 and 1",
+    ),
     "column of text": ([frame(a=["x", "y", "z", "x", "y", "z"])], "column 'a'.*is text"),
     "infinite cell": ([frame(logit_dog=[1.0, 2.0, np.inf, 4.0, 5.0, 6.0])], "row 3, column 'logit_dog'.*inf"),
     "missing feature": ([frame(b=[1, None, 3, 4, 5, 6])], "row 2, column 'b'.*missing"),

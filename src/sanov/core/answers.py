@@ -23,7 +23,8 @@ __all__ = ["SUFFIXES", "Answer", "check_place"]
 WIDTH, HEIGHT = 100, 24  # one screen
 SHOWN = 20  # rows of a table in a notebook
 SUFFIXES = (".json", ".csv", ".parquet", ".xlsx", ".html", ".tex")
-MARK = "answer.json"  # the file by which a folder is known to be an earlier answer
+MARK = "answer.json"  # the file by which a folder is known to be an earlier answer, and which lists its files
+LITTER = {".DS_Store", "Thumbs.db", "desktop.ini"}  # what a file manager leaves in a folder that was looked at
 
 
 @dataclass(frozen=True)
@@ -162,7 +163,6 @@ class Answer:
                     self._write_all(folder)
 
     def _write_all(self, folder: Path) -> None:
-        files.write_json(folder / MARK, self.to_dict())
         files.write_text(folder / "summary.txt", self.summary() + "\n")
         files.write_text(folder / "index.html", pages.render(self.page()))
         for name, table in _file_names(self.tables):
@@ -173,6 +173,8 @@ class Answer:
         for name, write in self.files.items():
             with files.atomic_path(folder / name) as place:
                 write(place)
+        contents = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*"))
+        files.write_json(folder / MARK, {**self.to_dict(), "contents": [*contents, MARK]})
 
     def _repr_html_(self) -> str:
         return pages.fragment(self.page(), SHOWN)
@@ -211,8 +213,20 @@ def check_place(path: str | Path) -> None:
         expected = f"one of {', '.join(SUFFIXES)}, or a folder (no suffix)"
         raise InputError(f"the suffix is {path.suffix!r}", where=str(path), expected=expected)
     files.check_writable(path, folder=path.suffix.lower() not in SUFFIXES)
-    if path.is_dir() and not (path / MARK).is_file() and any(path.iterdir()):
-        raise InputError("is a folder with other files in it", where=str(path), fix="name a new or an empty folder")
+    strangers = _strangers(path) if path.is_dir() else []
+    if strangers:
+        found = f"is a folder with other files in it ({', '.join(strangers[:3])}{', ...' if strangers[3:] else ''})"
+        raise InputError(found, where=str(path), fix="name a new or an empty folder")
+
+
+def _strangers(folder: Path) -> list[str]:
+    """What lies in a folder, and no earlier answer put there."""
+    try:
+        known = set(files.read_json(folder / MARK)["contents"])
+    except (InputError, LookupError, TypeError):  # no answer
+        known = set()
+    found = {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.name not in LITTER}
+    return sorted(found - known)
 
 
 # -- text -------------------------------------------------------------------------------------------------------------

@@ -5,22 +5,25 @@ from __future__ import annotations
 import csv
 import warnings
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from itertools import dropwhile
 from pathlib import Path
 
 import polars as pl
 
 from sanov.core.errors import InputError, SanovWarning
 
-__all__ = ["read_delimited", "typed"]
+__all__ = ["MISSING", "check_names", "read_delimited", "typed"]
 
 DELIMITERS = {",": '","', ";": '";"', "\t": "tab", "|": '"|"'}
 MISSING = ["", "NA", "NaN", "null", "na", "nan", "NAN", "Null", "NULL", "N/A", "n/a"]
 TRUTH = {"true": True, "false": False}
 HEAD = 65_536  # bytes that are looked at before a file is taken for text
+LONGEST = 2**31 - 1  # characters of a cell: what the csv module takes on every system; its own 131,072 are one essay
+EXACT = 2**53  # from here on a float is not every whole number
 
 
-def read_delimited(path: Path, delimiter: str) -> pl.DataFrame:
+def read_delimited(path: Path, delimiter: str, text: Collection[str] = ()) -> pl.DataFrame:
     """Read a text file whose first line names the columns.
 
     Parameters
@@ -29,6 +32,8 @@ def read_delimited(path: Path, delimiter: str) -> pl.DataFrame:
         A file in UTF-8, with or without a byte order mark.
     delimiter
         What separates the cells.
+    text
+        Columns that stay text.
 
     Raises
     ------
@@ -46,12 +51,12 @@ def read_delimited(path: Path, delimiter: str) -> pl.DataFrame:
         raise InputError(
             f"is no table of text ({reason})", where=str(path), fix='look for a quote (") that is not closed'
         ) from None
-    frame = _without_blank_lines(frame)
+    frame = _without_blank_lines(frame, path, delimiter)
     if frame.height == 0:
         raise InputError("has a header but no rows", where=str(path))
     if frame[:, -1].null_count() and len(names) > 1:  # a line that ends too early is filled with missing cells
         _find_bad_line(path, delimiter, len(names))
-    return typed(frame)
+    return typed(frame, text)
 
 
 def _check_text(path: Path) -> None:
@@ -68,6 +73,7 @@ def _check_text(path: Path) -> None:
 def _rows(path: Path, delimiter: str) -> Iterator[tuple[int, list[str]]]:
     """Yield the cells of each record with the number of the line on which it ends."""
     with path.open(encoding="utf-8-sig", newline="") as file:
+        csv.field_size_limit(LONGEST)
         reader = csv.reader(file, delimiter=delimiter)
         for row in reader:
             yield reader.line_num, row
@@ -83,7 +89,7 @@ def _header(path: Path, delimiter: str) -> list[str]:
         raise InputError(f"the header cannot be read ({error})", where=str(path)) from None
     if len(names) == 1:
         _check_delimiter(path, names[0], delimiter)
-    _check_names(path, names)
+    check_names(path, names)
     return names
 
 
@@ -99,7 +105,14 @@ def _check_delimiter(path: Path, header: str, delimiter: str) -> None:
         )
 
 
-def _check_names(path: Path, names: Sequence[str]) -> None:
+def check_names(path: Path, names: Sequence[str]) -> None:
+    """Refuse a column without a name and two of one name; doubt names that are all numbers.
+
+    Raises
+    ------
+    InputError
+        With the column.
+    """
     if "" in names:
         raise InputError(
             f"column {names.index('') + 1} has no name",
@@ -159,22 +172,43 @@ def _check_encoding(path: Path) -> None:
                 ) from None
 
 
-def _without_blank_lines(frame: pl.DataFrame) -> pl.DataFrame:
-    """Drop lines without any cell; in a table of one column an empty line is a missing cell."""
+def _without_blank_lines(frame: pl.DataFrame, path: Path, delimiter: str) -> pl.DataFrame:
+    """Drop lines without any character; in a table of one column such a line is a missing cell.
+
+    A line of delimiters alone is a row whose cells are all missing. Polars gives it as it gives an empty line, so the
+    file is asked which of the two it is.
+    """
     if frame.width == 1 or not frame[:, 0].null_count():
         return frame
-    return frame.filter(~pl.all_horizontal(pl.all().is_null()))
+    if not frame.select(pl.all_horizontal(pl.all().is_null()).any()).item():
+        return frame
+    lines = (bool(row) for _, row in _rows(path, delimiter))
+    _header_line, *filled = dropwhile(lambda line: not line, lines)
+    if len(filled) != frame.height:
+        raise InputError("mixes line ends", where=str(path), fix="save it with one kind of line end")
+    return frame.filter(pl.Series(filled, dtype=pl.Boolean))
 
 
 # -- from text to numbers ---------------------------------------------------------------------------------------------
 
 
-def typed(frame: pl.DataFrame) -> pl.DataFrame:
+def typed(frame: pl.DataFrame, text: Collection[str] = ()) -> pl.DataFrame:
     """Cast every column of text whose cells are all numbers (or all true/false); missing cells become null.
 
-    One cell that is no number leaves its column text, so that it can be named.
+    One cell that is no number leaves its column text, so that it can be named. So does one that a number would not
+    give back (007, twenty digits): such a column is a code. In a column of text only the empty cell is missing, for
+    NA may be Namibia.
+
+    Parameters
+    ----------
+    frame
+        A table of which some columns are text.
+    text
+        Columns that stay text.
     """
-    return frame.with_columns(_typed(column) for column in frame if column.dtype == pl.String)
+    return frame.with_columns(
+        _with_nulls(column) if column.name in text else _typed(column) for column in frame if column.dtype == pl.String
+    )
 
 
 def _typed(text: pl.Series) -> pl.Series:
@@ -183,27 +217,35 @@ def _typed(text: pl.Series) -> pl.Series:
         text = _with_nulls(text)
         numbers = text.cast(pl.Float64, strict=False)
     if numbers.null_count() == text.null_count():
-        return _whole(text, numbers)
-    words = text.drop_nulls().str.to_lowercase()
-    if words.is_in(list(TRUTH)).all():
+        return _number(text, numbers)
+    if _is_truth(text):
         return text.str.to_lowercase().replace_strict(TRUTH, return_dtype=pl.Boolean)
     return text
 
 
 def _with_nulls(text: pl.Series) -> pl.Series:
     """Make missing cells null, and take the spaces off numbers."""
-    text = _without(text, MISSING)
     stripped = _without(text.str.strip_chars(), MISSING)
-    return stripped if stripped.cast(pl.Float64, strict=False).null_count() == stripped.null_count() else text
+    if stripped.cast(pl.Float64, strict=False).null_count() == stripped.null_count() or _is_truth(stripped):
+        return stripped
+    return _without(text, [""])
 
 
 def _without(text: pl.Series, words: Sequence[str]) -> pl.Series:
     return text.set(text.is_in(words).fill_null(False), None)
 
 
-def _whole(text: pl.Series, numbers: pl.Series) -> pl.Series:
-    """Give whole numbers where every cell is written as one."""
-    if text.drop_nulls().head(100).cast(pl.Int64, strict=False).null_count():
-        return numbers
-    whole = text.cast(pl.Int64, strict=False)
-    return whole if whole.null_count() == text.null_count() and whole.null_count() < len(whole) else numbers
+def _is_truth(text: pl.Series) -> bool:
+    return text.drop_nulls().str.to_lowercase().is_in(list(TRUTH)).all()
+
+
+def _number(text: pl.Series, numbers: pl.Series) -> pl.Series:
+    """Give whole numbers where every cell is written as one, and the text where a number would not give it back."""
+    if text.str.contains(r"^0\d").any():
+        return text
+    if not text.drop_nulls().head(100).cast(pl.Int64, strict=False).null_count():
+        whole = text.cast(pl.Int64, strict=False)
+        if whole.null_count() == text.null_count() and whole.null_count() < len(whole):
+            return whole
+    large = text.filter(numbers.abs() >= EXACT)
+    return text if large.str.contains(r"^[+-]?\d+$").any() else numbers

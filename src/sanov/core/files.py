@@ -18,6 +18,8 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
+from datetime import timedelta
+from decimal import Decimal
 from io import FileIO
 from pathlib import Path
 from typing import Any
@@ -80,7 +82,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
 def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield an empty temporary folder beside `path`; it becomes `path` when the block ends well.
 
-    An existing folder `path` is replaced as a whole, and keeps its content after an exception.
+    An existing folder `path` is replaced as a whole, and keeps its content after an exception. After a kill
+    between the two renames it lies beside as `.NAME.old`, until the next writer takes it back.
 
     Raises
     ------
@@ -89,6 +92,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """
     target = _resolved(path)
     with _telling(target):
+        _take_back(target)
         temporary = _temporary(target)
         temporary.mkdir()
     try:
@@ -107,7 +111,7 @@ def _replace_folder(new: Path, target: Path) -> None:
     if not target.is_dir():
         new.replace(target)
         return
-    aside = _temporary(target)
+    aside = _aside(target)
     target.replace(aside)
     try:
         new.replace(target)
@@ -115,6 +119,22 @@ def _replace_folder(new: Path, target: Path) -> None:
         aside.replace(target)
         raise
     shutil.rmtree(aside, ignore_errors=True)
+
+
+def _aside(target: Path) -> Path:
+    """Where an old folder waits for the new one: a name that `_temporary` clears away at no age."""
+    return target.with_name(f".{target.name}.old")
+
+
+def _take_back(target: Path) -> None:
+    """Finish what a killed process began: the old folder comes back, or goes if the new one is in its place."""
+    aside = _aside(target)
+    if not aside.is_dir():
+        return
+    if target.exists():
+        shutil.rmtree(aside)
+    else:
+        aside.replace(target)
 
 
 def _resolved(path: str | Path) -> Path:
@@ -215,6 +235,12 @@ def _plain(tree: Any, finite: bool) -> Any:
             return sorted((_plain(value, finite) for value in tree), key=repr)
         case Path():
             return tree.as_posix()
+        case timedelta():
+            return tree.total_seconds()
+        case Decimal():
+            return _plain(float(tree), finite)
+        case bytes():
+            return tree.hex()
     return _plain(_opened(tree), finite)
 
 

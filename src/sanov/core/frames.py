@@ -1,18 +1,21 @@
 """Any data frame in, one kind inside: Polars. What a user handed over is told apart here and nowhere else.
 
 pandas, Polars and Arrow tables, dictionaries of arrays and files that hold the same numbers lead to equal frames:
-missing cells are null (never NaN), categories are text, and a column is numeric if all its cells are.
+missing cells are null (never NaN), categories are text, and a column is numeric if all its cells are (in a file of text,
+if a number also gives each of them back: 007 is a code).
 """
 
 from __future__ import annotations
 
 import difflib
+import functools
 import json
 import re
+import warnings
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import narwhals as nw
 import numpy as np
@@ -20,13 +23,15 @@ import polars as pl
 from jaxtyping import Float64
 
 from sanov.core import files
-from sanov.core.delimited import read_delimited, typed
-from sanov.core.errors import InputError, require
+from sanov.core.delimited import MISSING, check_names, read_delimited, typed
+from sanov.core.errors import InputError, SanovWarning, require
 
 __all__ = ["check_columns", "fingerprint", "is_path", "like", "name_of", "numeric", "read_frame"]
 
+Read = TypeVar("Read")
 
-def read_frame(source: Any, *, delimiter: str | None = None) -> pl.DataFrame:
+
+def read_frame(source: Any, *, delimiter: str | None = None, text: Collection[str] = ()) -> pl.DataFrame:
     """Return the table that `source` holds.
 
     Parameters
@@ -37,6 +42,8 @@ def read_frame(source: Any, *, delimiter: str | None = None) -> pl.DataFrame:
         ``.arrow`` file.
     delimiter
         What separates the cells of a text file, where it is not the suffix's own.
+    text
+        Columns whose cells are names: what a file holds as text stays text, even if it looks like a number.
 
     Raises
     ------
@@ -44,7 +51,7 @@ def read_frame(source: Any, *, delimiter: str | None = None) -> pl.DataFrame:
         The file is missing, empty, no table, or there are two columns of one name.
     """
     if is_path(source):
-        return _clean(_read_file(Path(source), delimiter))
+        return _clean(_read_file(Path(source), delimiter, text))
     frame = _from_memory(source)
     if frame.height == 0 or frame.width == 0:
         raise InputError(f"the table has {frame.height} rows and {frame.width} columns", where=name_of(source))
@@ -104,12 +111,42 @@ def _from_memory(source: Any) -> pl.DataFrame:
 
 
 def _from_columns(source: Mapping[Any, Any]) -> pl.DataFrame:
+    _check_twice(list(map(str, source)), name_of(source))
     columns = {str(name): _column(str(name), values) for name, values in source.items()}
     lengths = {name: len(values) for name, values in columns.items()}
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{name}: {length}" for name, length in lengths.items())
         raise InputError(f"the columns differ in length ({told})", where=name_of(source))
-    return pl.DataFrame(columns, strict=False)
+    return _lossless(columns, name_of(source))
+
+
+def _check_twice(names: Sequence[str], where: str) -> None:
+    """Refuse names that are one as text, such as 1 and "1"."""
+    twice = [name for name, count in Counter(names).items() if count > 1]
+    if twice:
+        raise InputError(f"the column name {twice[0]!r} occurs twice", where=where, fix="rename one of the two")
+
+
+def _lossless(columns: Mapping[str, Any], where: str) -> pl.DataFrame:
+    """Make a frame of columns, and refuse cells that its types would lose: Polars makes them null without a word."""
+    try:
+        frame = pl.DataFrame(columns, strict=False)
+    except pl.exceptions.PolarsError as error:
+        raise InputError(f"its columns have mixed types ({str(error).splitlines()[0]})", where=where) from None
+    for name, cells in columns.items():
+        if isinstance(cells, list):
+            _check_kept(frame[name], cells, where)
+    return frame
+
+
+def _check_kept(column: pl.Series, cells: Sequence[Any], where: str) -> None:
+    if column.dtype == pl.Object and any(isinstance(cell, list | dict) for cell in cells):
+        raise InputError("holds lists or objects among other cells", where=f"{where}, column {column.name!r}")
+    if column.null_count():
+        for row, (kept, cell) in enumerate(zip(column.to_list(), cells, strict=True), start=1):
+            if kept is None and isinstance(cell, int | float | str | list | dict):
+                found = f"the cell is {cell!r}, and the column of type {column.dtype}"
+                raise InputError(found, where=f"{where}, row {row}, column {column.name!r}", expected="one type")
 
 
 def _column(name: str, values: Any) -> Any:
@@ -122,12 +159,14 @@ def _from_foreign(table: nw.DataFrame[Any]) -> pl.DataFrame:
     """Copy column by column: the direct conversion of pandas needs a package more for some of its types."""
     if table.implementation.is_pyarrow():
         return table.to_polars()
+    _check_twice([str(name) for name in table.columns], name_of(table.to_native()))
     return pl.DataFrame([_series(column) for column in table.iter_columns()])
 
 
 def _series(column: nw.Series[Any]) -> pl.Series:
     name, missing = str(column.name), column.is_null().to_list()
-    if column.dtype.is_float() or not any(missing):
+    zoned = getattr(column.dtype, "time_zone", None) is not None  # an array would lose the zone
+    if column.dtype.is_float() or not (any(missing) or zoned):
         array = column.to_numpy()
         if array.dtype.kind in "fiubM":
             return pl.Series(name, array)
@@ -136,24 +175,30 @@ def _series(column: nw.Series[Any]) -> pl.Series:
 
 
 def _clean(frame: pl.DataFrame) -> pl.DataFrame:
-    """Make missing cells null and categories text, whatever kind of table they come from."""
+    """Make missing cells null; make categories text, and what no column has a type for (a period, an interval)."""
     kinds = {column.name: column.dtype for column in frame}
+    foreign = [column for column in frame if column.dtype == pl.Object]
+    frame = frame.with_columns(pl.Series(column.name, _as_text(column), pl.String) for column in foreign)
     return frame.with_columns(
         *(pl.col(name).fill_nan(None) for name, kind in kinds.items() if kind.is_float()),
         *(pl.col(name).cast(pl.String) for name, kind in kinds.items() if kind in (pl.Categorical, pl.Enum)),
     )
 
 
+def _as_text(column: pl.Series) -> list[str | None]:
+    return [None if cell is None else str(cell) for cell in column.to_list()]
+
+
 # -- files ------------------------------------------------------------------------------------------------------------
 
 
-def _read_file(path: Path, delimiter: str | None) -> pl.DataFrame:
+def _read_file(path: Path, delimiter: str | None, text: Collection[str]) -> pl.DataFrame:
     _check_file(path)
     suffix = path.suffix.lower()
     if delimiter is not None and suffix not in READERS:
-        return read_delimited(path, _one_character(delimiter))
+        return read_delimited(path, _one_character(delimiter), text)
     if suffix in (".csv", ".tsv", ".txt"):
-        return read_delimited(path, _one_character(delimiter) if delimiter else _usual_delimiter(path))
+        return read_delimited(path, _one_character(delimiter) if delimiter else _usual_delimiter(path), text)
     if suffix not in READERS:
         known = ", ".join([".csv", ".tsv", ".txt", *READERS])
         raise InputError(
@@ -161,7 +206,7 @@ def _read_file(path: Path, delimiter: str | None) -> pl.DataFrame:
         )
     if path.stat().st_size == 0:
         raise InputError("is empty", where=str(path))
-    frame = READERS[suffix](path)
+    frame = READERS[suffix](path, text)
     if frame.height == 0:
         raise InputError("has no rows", where=str(path))
     return frame
@@ -202,20 +247,32 @@ def _usual_delimiter(path: Path) -> str:
         return "\t" if b"\t" in file.readline() else ","
 
 
-def _read_parquet(path: Path) -> pl.DataFrame:
+def _read_parquet(path: Path, _text: Collection[str]) -> pl.DataFrame:
     return _telling(path, "Parquet", lambda: pl.read_parquet(path, glob=False))
 
 
-def _read_arrow(path: Path) -> pl.DataFrame:
+def _read_arrow(path: Path, _text: Collection[str]) -> pl.DataFrame:
     return _telling(path, "Arrow", lambda: pl.read_ipc(path))
 
 
-def _read_excel(path: Path) -> pl.DataFrame:
-    require("fastexcel", "excel")
-    return _telling(path, "an Excel sheet", lambda: typed(pl.read_excel(path)))
+def _read_excel(path: Path, text: Collection[str]) -> pl.DataFrame:
+    """Read the first sheet; its names are read apart, because the library renames those that occur twice."""
+    fastexcel = require("fastexcel", "excel")
+    first = {"n_rows": 1, "dtypes": "string"}
+    whole = functools.partial(pl.read_excel, path, drop_empty_rows=False, drop_empty_cols=False)
+    sheets = _telling(path, "an Excel sheet", lambda: fastexcel.read_excel(path).sheet_names)
+    header = _telling(path, "an Excel sheet", lambda: whole(has_header=False, read_options=first).row(0))
+    frame = _telling(path, "an Excel sheet", lambda: whole(infer_schema_length=None))
+    if len(sheets) > 1:
+        left = ", ".join(map(repr, sheets[1:]))
+        warnings.warn(f"{path}: only the first sheet, {sheets[0]!r}, is read, not {left}.", SanovWarning, stacklevel=4)
+    names = [(name or "").strip() for name in header]
+    kept = [j for j, name in enumerate(names) if name or frame[:, j].null_count() < frame.height]
+    check_names(path, [names[j] for j in kept])
+    return typed(pl.DataFrame([frame[:, j].alias(names[j]) for j in kept]), text)
 
 
-def _telling(path: Path, kind: str, read: Callable[[], pl.DataFrame]) -> pl.DataFrame:
+def _telling(path: Path, kind: str, read: Callable[[], Read]) -> Read:
     try:
         return read()
     except Exception as error:  # each library has errors of its own kind, and all mean that the file is at fault
@@ -223,16 +280,14 @@ def _telling(path: Path, kind: str, read: Callable[[], pl.DataFrame]) -> pl.Data
         raise InputError(f"cannot be read as {kind} ({reason})", where=str(path)) from None
 
 
-def _read_json_lines(path: Path) -> pl.DataFrame:
+def _read_json_lines(path: Path, _text: Collection[str]) -> pl.DataFrame:
     try:
         lines = path.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError:
         raise InputError("is not encoded in UTF-8", where=str(path), fix="save it as UTF-8") from None
     rows = [_json_row(path, number, line) for number, line in enumerate(lines, start=1) if line.strip()]
-    try:
-        return pl.DataFrame(rows, infer_schema_length=None, strict=False)
-    except pl.exceptions.PolarsError as error:
-        raise InputError(f"its columns have mixed types ({str(error).splitlines()[0]})", where=str(path)) from None
+    names = dict.fromkeys(name for row in rows for name in row)
+    return _lossless({name: [row.get(name) for row in rows] for name in names}, str(path))
 
 
 def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
@@ -245,7 +300,7 @@ def _json_row(path: Path, number: int, line: str) -> dict[str, Any]:
     return row
 
 
-READERS: dict[str, Callable[[Path], pl.DataFrame]] = {
+READERS: dict[str, Callable[[Path, Collection[str]], pl.DataFrame]] = {
     ".parquet": _read_parquet,
     ".jsonl": _read_json_lines,
     ".ndjson": _read_json_lines,
@@ -312,6 +367,12 @@ def _no_number(cells: pl.Series, name: str) -> InputError:
             f"holds cells of type {cells.dtype}", where=f"{name}, column {cells.name!r}", expected="numbers"
         )
     bad = cells.is_not_null() & cells.str.strip_chars().cast(pl.Float64, strict=False).is_null()
+    if not bad.any():
+        found = f"holds numbers that are kept as text (such as {cells.drop_nulls()[0]!r})"
+        fix = "write them without leading zeros and with at most 15 digits, or leave the column out"
+        return InputError(found, where=f"{name}, column {cells.name!r}", expected="plain numbers", fix=fix)
+    if not cells.filter(bad).is_in(MISSING).all():
+        bad &= ~cells.is_in(MISSING).fill_null(False)  # the cell that made the column text is another one
     row = int(bad.arg_true()[0])
     if bad.sum() == cells.is_not_null().sum():
         fix = "encode it as numbers, or leave it out"
@@ -338,6 +399,13 @@ def fingerprint(frame: pl.DataFrame) -> str:
 
 
 def _digest_cells(column: pl.Series) -> str:
-    if column.dtype.is_numeric():
+    if column.dtype.is_numeric() and _is_exact(column):
         return files.digest(column.cast(pl.Float64).fill_null(float("nan")).to_numpy().tobytes())
     return files.digest(column.to_list())
+
+
+def _is_exact(column: pl.Series) -> bool:
+    """Whether floats tell the column's numbers apart: whole numbers beyond 2^53 may need more."""
+    if not column.dtype.is_integer():
+        return True
+    return column.cast(pl.Float64).cast(column.dtype, strict=False).eq_missing(column).all()

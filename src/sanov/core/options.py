@@ -91,7 +91,7 @@ def _read(file: Path) -> dict[str, Any]:
     if not file.is_file():
         raise InputError("no such file", where=str(file), expected="a TOML or JSON file of options")
     try:
-        text = file.read_text(encoding="utf-8")
+        text = file.read_text(encoding="utf-8-sig")
         tree = json.loads(text) if file.suffix == ".json" else tomllib.loads(text)
     except (ValueError, OSError) as error:
         raise InputError(f"cannot be read ({error})", where=str(file), expected="TOML or JSON") from None

@@ -13,7 +13,8 @@ from sanov.core.errors import InputError, require
 
 __all__ = ["workbook"]
 
-ROWS, NAME = 1_048_576, 31  # limits of the format: rows of a sheet, characters of its name
+ROWS, NAME, CELL = 1_048_576, 31, 32_767  # limits of the format: rows of a sheet, characters of its name and a cell
+EXACT = 2**53  # numbers of the format are floats
 OPTIONS = {"in_memory": True, "strings_to_formulas": False, "strings_to_urls": False, "nan_inf_to_errors": True}
 
 
@@ -30,7 +31,7 @@ def workbook(front: Sequence[Sequence[Any]], tables: Mapping[str, pl.DataFrame])
     Raises
     ------
     InputError
-        A table has more rows than a sheet can hold.
+        A table has more rows than a sheet can hold, or a cell more characters.
     MissingExtra
         Without the extra ``excel``.
     """
@@ -54,12 +55,24 @@ def _write(sheet: Any, table: pl.DataFrame, bold: Any, name: str) -> None:
         )
     sheet.write_row(0, 0, table.columns, bold)
     for i, row in enumerate(table.iter_rows(), start=1):
-        sheet.write_row(i, 0, map(_cell, row))
+        cells = list(map(_cell, row))
+        _check_lengths(cells, table.columns, f"sheet {name!r}, row {i}")
+        sheet.write_row(i, 0, cells)
     sheet.freeze_panes(1, 0)
     sheet.autofit()
 
 
+def _check_lengths(cells: Sequence[Any], columns: Sequence[str], where: str) -> None:
+    """Refuse a text that the format would cut, and with it the rest of its row."""
+    for column, cell in zip(columns, cells, strict=True):
+        if isinstance(cell, str) and len(cell) > CELL:
+            found, expected = f"the cell has {len(cell)} characters", f"at most {CELL}"
+            raise InputError(found, where=f"{where}, column {column!r}", expected=expected, fix="save it as .csv")
+
+
 def _cell(value: Any) -> Any:
+    if isinstance(value, int) and abs(value) > EXACT:
+        return str(value)
     return value if value is None or isinstance(value, bool | int | float | str) else str(value)
 
 

@@ -18,6 +18,7 @@ from sanov.core.options import Options, option
 
 __all__ = ["Columns", "Part", "read_part"]
 
+EXACT = 2**53  # up to here a float is one whole number
 ARRAYS = ("inputs", "logits", "labels", "ids", "classes")  # what an .npz file may hold
 
 
@@ -69,7 +70,8 @@ def read_part(source: Any, columns: Columns) -> Part:
         return _from_arrays(_load(Path(source)), name=str(source))
     if isinstance(source, Mapping) and {"inputs", "logits"} & source.keys() and not _is_flat(source):
         return _from_arrays(source, name="the dictionary")
-    frame = frames.read_frame(source, delimiter=columns.delimiter or None)
+    names = (columns.label, columns.text, columns.id)
+    frame = frames.read_frame(source, delimiter=columns.delimiter or None, text=names)
     return _from_frame(frame, columns, frames.name_of(source), None if frames.is_path(source) else source)
 
 
@@ -197,10 +199,14 @@ def _texts(cells: pl.Series, name: str) -> tuple[str, ...]:
 
 
 def _cells(cells: pl.Series) -> list[str | None]:
-    """Labels or ids as text; whole numbers without a point, whatever type they were read as."""
-    if cells.dtype.is_float() and (cells.drop_nulls() % 1 == 0).all():
-        cells = cells.cast(pl.Int64)
-    if cells.dtype == pl.Boolean:
-        cells = cells.cast(pl.Int8)
-    texts: list[str | None] = cells.cast(pl.String).to_list()
-    return texts
+    """Labels or ids as text, whatever type they were read as: whole numbers without a point, true and false small."""
+    if cells.dtype.is_float():
+        cells = cells.fill_nan(None)
+        if ((cells % 1 == 0) & (cells.abs() <= EXACT)).all():
+            cells = cells.cast(pl.Int64)
+    texts = cells.cast(pl.String)
+    if texts.str.contains(r"^-?(0|[1-9]\d*)(\.0*)?$").all():
+        texts = texts.str.replace(r"\.0*$", "")
+    small = texts.str.to_lowercase()
+    found: list[str | None] = (small if small.drop_nulls().is_in(["true", "false"]).all() else texts).to_list()
+    return found

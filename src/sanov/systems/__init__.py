@@ -155,7 +155,12 @@ class System:
     def __dir__(self) -> list[str]:
         return sorted({"fit", *self._row.load().__all__})
 
+    def __reduce__(self) -> tuple[type[System], tuple[Row]]:
+        return System, (self._row,)
+
     def __getattr__(self, name: str) -> Any:
+        if name.startswith("_"):  # what Python itself asks for, and asks before there is a row
+            raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
         return getattr(self._row.load(), name)
 
     def __repr__(self) -> str:
