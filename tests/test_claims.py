@@ -1,6 +1,7 @@
 """The runner of claims: verdicts, cells that are kept, budgets."""
 
 import json
+import math
 import subprocess
 import sys
 import textwrap
@@ -10,7 +11,7 @@ from scipy import stats
 
 from sanov import claims
 from sanov.claims import Cell, Claim, Part, Preset, judge, reproduce
-from sanov.core.errors import InputError
+from sanov.core.errors import InputError, MissingExtra, SanovWarning
 
 
 def part(kind="above", bound=0.0, values=(1.0, 1.1, 0.9, 1.2, 0.8), **more):
@@ -29,13 +30,45 @@ def part(kind="above", bound=0.0, values=(1.0, 1.1, 0.9, 1.2, 0.8), **more):
         ("within", (0.0, 2.0), "holds"),
         ("within", (1.0, 2.0), "inconclusive"),
         ("within", (2.0, 3.0), "fails"),
-        ("equal_to", 1.0, "holds"),
-        ("equal_to", 0.0, "fails"),
+        ("equal_to", 1.0, "fails"),  # the interval covers it
         ("reported", 0.0, "reported"),
     ],
 )
 def test_verdict_follows_the_interval(kind, bound, verdict):
     assert judge(part(kind, bound), []).verdict == verdict
+
+
+def test_equal_to_needs_all_values_equal():
+    assert judge(part("equal_to", 2.0, values=(2.0,) * 5), []).verdict == "holds"
+    assert judge(part("equal_to", 2.0, values=(2.0,) * 4 + (2.1,)), []).verdict == "fails"
+
+
+def test_there_is_a_verdict_only_at_the_number_of_seeds_that_was_planned():
+    assert judge(part(), [], seeds=5).verdict == "holds"
+    assert judge(part(), [], seeds=6).verdict == "inconclusive (5 seeds, 6 planned)"
+    assert judge(part(values=(1.0,) * 7), [], seeds=6).verdict == "inconclusive (7 seeds, 6 planned)"
+    assert judge(part("reported"), [], seeds=6).verdict == "reported"
+
+
+def scores(values):
+    return [
+        claims.Record(Cell("compare", {"seed": seed}), {"score": {"test": value}}, 1.0)
+        for seed, value in enumerate(values)
+    ]
+
+
+@pytest.mark.parametrize("missing", [None, math.nan])
+def test_a_missing_value_makes_a_part_inconclusive_with_the_reason(missing):
+    """Whether a cell has none, or the effect of a seed is none."""
+    reads = Part(
+        "p", "a statement", lambda records: {r.cell.key["seed"]: 1 + r.values["score"]["test"] for r in records}
+    )
+    result = judge(reads, scores([1.0, 1.0, missing, 1.1, 1.0, 1.2]))
+    assert (result.verdict, result.reason) == ("inconclusive", "test is missing in compare seed=2")
+    result = judge(part(values=(1.0, 1.1, math.nan, 1.0, 1.0, 1.0)), [])
+    assert (result.verdict, result.reason, result.mean) == ("inconclusive", "no value for seed 2", None)
+    assert result.values["2"] is None
+    assert judge(part("reported", values=(1.0, math.nan)), []).reason == "no value for seed 1"
 
 
 def test_interval_is_the_paired_t():
@@ -99,10 +132,11 @@ def cells(seeds):
 
 def difference(records):
     scores = {(record.cell.key["arm"], record.cell.key["seed"]): record.values["score"] for record in records}
-    return {seed: scores["ours", seed] - scores["theirs", seed] for arm, seed in scores if arm == "ours"}
+    pairs = [seed for arm, seed in scores if arm == "ours" and ("theirs", seed) in scores]
+    return {seed: scores["ours", seed] - scores["theirs", seed] for seed in pairs}
 
 
-def make_claim(**more):
+def make_claim(cells=cells, run=run, **more):
     part = Part("better", "ours beats theirs", difference)
     presets = {"smoke": Preset(cells, 5, "small"), "paper": Preset(cells, 6, "as large as it gets")}
     return Claim("pn", "a statement", "a paper", [part], presets, run, lambda settings: {"d": "0"}, **more)
@@ -165,6 +199,15 @@ def test_cells_of_older_source_count_only_with_reuse(monkeypatch):
     assert len(CALLS) == 24
 
 
+def test_a_cell_that_read_older_cells_is_no_cell_of_todays_source(tmp_path, monkeypatch):
+    reproduce(make_claim())
+    monkeypatch.setattr(claims, "source_digest", lambda module: "newer")
+    assert reproduce(make_claim(), seeds=7, reuse=True).older_cells == 24 + 2  # seed 6 was tuned by older cells
+    CALLS.clear()
+    result = reproduce(make_claim(), seeds=7)
+    assert (len(CALLS), result.older_cells) == (6 + 6 + 14, 0)  # all but the teacher of seed 6
+
+
 def test_a_stopped_run_goes_on(monkeypatch):
     def dies(cell, context, folder):
         if len(CALLS) == 9:
@@ -178,11 +221,138 @@ def test_a_stopped_run_goes_on(monkeypatch):
     assert len(CALLS) == len(set(CALLS)) == 24
 
 
-def test_arms_must_have_the_same_tuning_budget():
-    unfair = Preset(lambda seeds: cells(seeds)[:-11], 5, "small")
-    claim = make_claim()
+def without(*keys):
+    """The cells but for the trials of these keys."""
+
+    def some(seeds):
+        return [cell for cell in cells(seeds) if not (cell.stage == "tune" and any(cell.matches(key) for key in keys))]
+
+    return some
+
+
+@pytest.mark.parametrize("missing", [{"arm": "theirs", "trial": 2}, {"arm": "theirs"}])
+def test_arms_must_have_the_same_tuning_budget(missing):
+    """Some trials less, or none at all."""
     with pytest.raises(ValueError, match="tuning trials"):
-        reproduce(Claim(**{**claim.__dict__, "presets": {"paper": unfair}}))
+        reproduce(make_claim(without(missing)))
+    assert CALLS == []
+
+
+def test_an_arm_that_is_not_tuned_or_tuned_by_another_is_declared():
+    def untuned(cell, context, folder):
+        if cell.stage == "compare" and cell.key["arm"] == "theirs":
+            return {"score": 0.0}
+        return run(cell, context, folder)
+
+    def by_ours(cell, context, folder):
+        return (
+            {"score": context.tuned(arm="ours").values["rate"]}
+            if cell.stage == "compare"
+            else run(cell, context, folder)
+        )
+
+    some = without({"arm": "theirs"})
+    assert reproduce(make_claim(some, untuned, tuned_by={"theirs": ""})).verdict == "holds"
+    assert reproduce(make_claim(some, by_ours, tuned_by={"theirs": "ours"}), "smoke").cells["compare"] == 10
+
+
+def test_a_comparison_waits_for_all_its_trials():
+    """Run with some of its trials, a cell would be kept and read by every later run."""
+    honest = reproduce(make_claim()).parts[0].values
+    for path in ("results/cells/pn.jsonl", "results/pn-paper.json"):
+        claims.Path(path).unlink()
+    with pytest.warns(SanovWarning, match="pn: 6 cells were not run: their tuning is not complete"):
+        result = reproduce(make_claim(), only={"arm": "theirs", "trial": "0"})
+    assert result.cells == {"shared": 6, "tune": 1, "compare": 0}
+    assert reproduce(make_claim(), only={"arm": "theirs"}).cells == {"shared": 6, "tune": 3, "compare": 6}
+    assert reproduce(make_claim()).parts[0].values == honest
+
+
+def test_a_cell_whose_data_are_missing_is_not_run_but_read():
+    elsewhere = reproduce(make_claim())
+    CALLS.clear()
+    absent = make_claim(unavailable=lambda cell: "seed 5 is not here" if cell.key.get("seed") in {5, 6} else None)
+    assert reproduce(absent).parts == elsewhere.parts
+    with pytest.warns(SanovWarning, match="seed 5 is not here"):
+        result = reproduce(absent, seeds=7)
+    assert CALLS == []
+    assert (result.parts[0].values, result.cells) == (elsewhere.parts[0].values, elsewhere.cells)
+
+
+def test_values_in_memory_are_those_that_the_disk_gives():
+    def odd(cell, context, folder):
+        if cell.stage == "tune":
+            return {"validation": cell.key["trial"], "rate": math.nan, "pair": (1, 2)}
+        if cell.stage == "compare":
+            best = context.tuned(arm=cell.key["arm"])
+            assert (best.values["rate"], best.values["pair"]) == (None, [1, 2])
+        return {"score": 1.0}
+
+    first = reproduce(make_claim(run=odd))
+    assert reproduce(make_claim(run=odd)).parts == first.parts
+
+
+def test_a_trial_without_a_validation_result_is_not_chosen():
+    def diverges(cell, context, folder, trials=(1,)):
+        if cell.stage == "tune" and cell.key["trial"] in trials:
+            return {"validation": math.nan, "rate": -99}
+        return run(cell, context, folder)
+
+    def always(cell, context, folder):
+        return diverges(cell, context, folder, (0, 1, 2))
+
+    reproduce(make_claim(run=diverges))
+    compared = [json.loads(line) for line in claims.Path("results/cells/pn.jsonl").read_text().splitlines()][12:]
+    assert {line["values"]["score"] for line in compared if line["key"]["arm"] == "theirs"} <= {0, 20}
+    with pytest.raises(LookupError, match="no tuning cell with a validation result"):
+        reproduce(make_claim(run=always), "smoke")
+
+
+def test_two_processes_that_share_the_work_lose_nothing():
+    """One that starts later and ends earlier leaves its cells for the result of the other."""
+
+    def meanwhile(cell, context, folder):
+        if cell.stage == "compare" and cell.key == {"arm": "ours", "seed": 4}:
+            reproduce(make_claim(), only={"arm": "theirs"})
+        return run(cell, context, folder)
+
+    result = reproduce(make_claim(run=meanwhile), only={"arm": "ours"})
+    assert result.cells == {"shared": 6, "tune": 6, "compare": 12}
+    assert result.verdict == "holds"
+    assert json.loads(claims.Path("results/pn-paper.json").read_text())["cells"] == result.cells
+
+
+def test_a_figure_of_missing_values_is_left_out():
+    def some(cell, context, folder):
+        values = run(cell, context, folder)
+        return {"score": None} if cell.key == {"arm": "ours", "seed": 2} else values
+
+    claim = make_claim(run=some, figures=lambda records, parts: {"f": {"data": [r.values["score"] for r in records]}})
+    result = reproduce(claim)
+    assert (result.figures, result.parts[0].reason) == ({}, "score is missing in compare arm=ours seed=2")
+    assert reproduce(make_claim(figures=claim.figures), "smoke").figures
+
+
+@pytest.mark.parametrize(
+    ("only", "message"),
+    [
+        ({"amr": "ours"}, "--only amr=ours: no cell has such a key; expected seed or arm or data or trial"),
+        ({"arm": "nobody"}, "--only arm=nobody: no cell has that arm; expected ours or theirs"),
+    ],
+)
+def test_a_choice_that_no_cell_meets_is_a_users_mistake(only, message):
+    with pytest.raises(InputError, match=message):
+        reproduce(make_claim(), only=only)
+    assert CALLS == []
+
+
+def test_unknown_or_missing_backend_is_said_before_any_work(monkeypatch):
+    with pytest.raises(InputError, match="foo: there is no such preset or backend; expected loky or ray or dask"):
+        reproduce(make_claim(), backend="foo")
+    monkeypatch.setitem(claims.BACKENDS, "ray", "a_module_that_nobody_has")
+    with pytest.raises(MissingExtra, match=r"sanov\[cluster\]"):
+        reproduce(make_claim(), backend="ray")
+    assert CALLS == []
 
 
 def test_unknown_preset_is_a_users_mistake():
@@ -202,7 +372,7 @@ def test_processes_give_the_same_cells(tmp_path, monkeypatch):
     assert done.returncode == 0, done.stderr
     assert int(done.stdout.split()[-1]) > 0
     lines = [json.loads(line) for line in (tmp_path / "build/results/cells/pn.jsonl").read_text().splitlines()]
-    store = claims._Store(_pn(), "smoke", reuse=False)
+    store = claims.open_cells(_pn(), "smoke")
     line = lines[-1]
     records = tuple(
         claims.Record(

@@ -80,6 +80,19 @@ def test_show_gives_options_with_their_sources(tmp_path):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (
+            ["reproduce", "pn", "--preset", "smoke", "--only", "truht=laplace"],
+            "no cell has such a key; expected truth or seed",
+        ),
+        (
+            ["reproduce", "pn", "--preset", "smoke", "--only", "truth=cauchy"],
+            "no cell has that truth; expected gamma 0.5 or",
+        ),
+        (["reproduce", "pn", "--preset", "smoke", "--only", "laplace"], "--only laplace: is no KEY=VALUE"),
+        (
+            ["reproduce", "pn", "--preset", "smoke", "--backend", "foo"],
+            "foo: there is no such preset or backend; expected loky",
+        ),
         (["apply", "pm", "data.csv"], "Did you mean 'pn'?"),
         (["fit", "pn", "data.csv", "--out", "x"], "there is nothing to fit"),
         (["apply", "pn", "data.csv", "epsilom=0.1"], "Did you mean 'epsilon'?"),
@@ -103,6 +116,28 @@ def test_a_mistake_ends_with_2_and_one_message(words, message, table, tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["data.csv"]
 
 
+def test_a_number_out_of_range_is_said(table, tmp_path):
+    done = sanov("apply", "pn", table, "--seed", "-1", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "'--seed': -1 is not in the range x>=0" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(("preset", "extras"), [("paper", "paper"), ("smoke", "demo")])
+def test_what_a_claim_needs_is_named_before_it_starts(preset, extras, tmp_path):
+    """The two sizes of `sinkd` need other packages."""
+    script = (
+        "import sys; from sanov import cli, claims; from sanov.core import extras\n"
+        "def never(*words, **more): raise AssertionError\n"
+        "claims.reproduce = never\n"
+        "extras.missing = lambda names: ['a-package'] if names else []\n"
+        f"sys.argv = ['sanov', 'reproduce', 'sinkd', '--preset', '{preset}']; cli.main()"
+    )
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert f"'a-package', which is not installed. Run: pip install 'sanov[{extras}]'" in done.stderr
+
+
 def test_config_file_and_options_together(table, tmp_path):
     (tmp_path / "options.toml").write_text("epsilon = 0.2\nbootstrap = 0\n")
     done = sanov("apply", "pn", table, "--config", "options.toml", "epsilon=0.1", "--json", cwd=tmp_path)
@@ -120,6 +155,64 @@ def test_demo_writes_its_page_and_both_claims(tmp_path):
         assert f"{name}-smoke" in page or told["statement"][:40] in page
         assert told["seconds"] < 60
     assert "95 %" in done.stdout
+    told = json.loads(sanov("demo", "--json", cwd=tmp_path).stdout)  # the cells are there
+    assert told["page"] == str(Path("report") / "index.html")
+    assert [result["system"] for result in told["results"]] == ["pn", "sinkd"]
+
+
+# -- the page of claims -----------------------------------------------------------------------------------------------
+
+
+def result(preset, verdict):
+    from sanov.core.results import ClaimResult
+
+    return ClaimResult(
+        system=f"{verdict}er", statement="A statement.", source="A paper.", preset=preset, scale="Small.",
+        verdict=verdict, parts=[], cells={"compare": 1}, older_cells=0, cell_seconds=1.0, figures={}, data={},
+        provenance={"version": "1"}, seconds=1.0,
+    )  # fmt: skip
+
+
+def test_the_heading_counts_verdicts_of_the_paper_preset_alone(tmp_path):
+    from sanov import report
+
+    results = [result("paper", "fails"), result("paper", "holds"), result("smoke", "holds"), result("smoke", "fails")]
+    page = report._page(results)
+    assert (page.title, page.lead) == ("2 published claims, tested", "1 holds, 1 fails.")
+    assert [section.badge for section in page.sections] == ["fails", "holds", "smoke", "smoke"]
+    page = report._page(results[2:])
+    assert (page.title, page.lead) == ("2 published claims, run at a small size", "No verdict at this size.")
+    assert "smoke" in report.write(tmp_path, results[2:]).read_text()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("<!-- begin: a -->\nold\n<!-- end: a -->\n", None),
+        ("one\n<!-- begin: a -->\nold\n<!-- end: aa -->\n", "line 2: '<!-- begin: a -->' has no partner"),
+        (
+            "<!-- begin: a -->\nold\n<!-- ende: a -->\n",
+            "line 1: '<!-- begin: a -->' has no partner; expected <!-- end: a",
+        ),
+        ("old\n<!-- end: a -->\n", "line 2: '<!-- end: a -->' has no partner"),
+        ("<!-- begin: a -->\n<!-- begin: b -->\nold\n<!-- end: a -->\n", "'<!-- begin: b -->' has no partner"),
+        ("<!-- begin: c -->\nold\n<!-- end: c -->\n", "there is no block 'c'"),
+    ],
+)
+def test_a_mark_without_its_partner_is_an_error(text, message, tmp_path):
+    from sanov import report
+    from sanov.core.errors import InputError
+
+    document = tmp_path / "x.md"
+    document.write_text(text)
+    if message is None:
+        assert report.refresh([document], {"a": "new"}) == [document]
+        assert document.read_text() == "<!-- begin: a -->\nnew\n<!-- end: a -->\n"
+        return
+    with pytest.raises(InputError) as caught:
+        report.refresh([document], {"a": "new", "b": "new"})
+    assert message in str(caught.value)
+    assert document.read_text() == text
 
 
 def test_generated_blocks_are_current():

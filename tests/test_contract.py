@@ -111,9 +111,12 @@ def test_paper_result_is_committed_and_has_its_parts(row):
     claim = importlib.import_module(f"sanov.experiments.{row.name}").CLAIM
     result = json.loads((ROOT / "results" / f"{row.name}-paper.json").read_text())
     assert result["statement"] == claim.statement
-    assert [part["name"] for part in result["parts"]] == [part.name for part in claim.parts]
+    preset = claim.presets["paper"]
+    fields = ("name", "statement", "kind", "bound", "required", "unit")
+    told = [{name: getattr(part, name) for name in fields} for part in preset.parts or claim.parts]
+    assert [{name: part[name] for name in fields} for part in result["parts"]] == json.loads(json.dumps(told))
     assert result["verdict"] in {"holds", "fails", "inconclusive"}
-    assert result["scale"]
+    assert result["scale"] == preset.scale
     for part in result["parts"]:
         assert part["verdict"] == "not run" or len(part["values"]) >= 5
 
@@ -125,7 +128,7 @@ def test_one_smoke_cell_of_each_stage_runs(row, tmp_path, monkeypatch):
 
     monkeypatch.chdir(tmp_path)
     claim = importlib.import_module(f"sanov.experiments.{row.name}").CLAIM
-    store = claims._Store(claim, "smoke", reuse=False)
+    store = claims.open_cells(claim, "smoke")
     cells = list(claim.presets["smoke"].cells(range(1)))
     last = next(cell for cell in cells if cell.stage == "compare")
     records = []
@@ -143,7 +146,9 @@ def test_claim_has_a_negative_control(row):
     claim = importlib.import_module(f"sanov.experiments.{row.name}").CLAIM
     assert claim.presets["paper"].seeds >= 5
     assert any("control" in f"{part.name} {part.statement}".lower() for part in claim.parts)
+    names = [part.name for part in claim.parts]
     for preset in ("smoke", "paper"):
+        assert [part.name for part in claim.presets[preset].parts or claim.parts] == names
         assert claim.presets[preset].scale
         stages = {cell.stage for cell in claim.presets[preset].cells(range(5))}
         assert "compare" in stages

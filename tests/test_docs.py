@@ -107,6 +107,7 @@ def names_of_a_page():
     }
 
 
+@pytest.mark.filterwarnings("default::sanov.core.errors.SanovWarning")  # a note to the user is no mistake of the page
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:.*pin_memory.*:UserWarning", "ignore::ResourceWarning")
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_blocks_of_a_page_run_in_order(page, users_folder, monkeypatch):

@@ -2,64 +2,47 @@
 
 A `Claim` splits its work into cells in three stages. ``shared`` makes what all arms of a seed start from (a teacher,
 start weights), ``tune`` tries settings on validation data, ``compare`` runs the arms side by side. A stage reads the
-one before from disk. A cell is one line of ``results/cells/<system>.jsonl`` (``build/results/cells`` for `smoke`),
-keyed by a hash of its configuration, its data and the source that it uses: a run can be stopped, resumed, spread over
-processes and extended by seeds without repeating anything.
+one before from disk, and a comparison waits for all its trials. A cell is one line of ``results/cells/<system>.jsonl``
+(``build/results/cells`` for `smoke`), keyed by a hash of its configuration, its data and the source that it uses: a run
+can be stopped, resumed, spread over processes and extended by seeds without repeating anything.
 """
 
 from __future__ import annotations
 
 import importlib
+import json
+import math
 import time
+import warnings
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sanov.comparisons import paired_effect
+from sanov.comparisons import Effect, paired_effect
 from sanov.core import files
-from sanov.core.errors import InputError
+from sanov.core.errors import InputError, SanovWarning, require
 from sanov.core.progress import track
-from sanov.core.results import ClaimResult, PartResult, provenance
+from sanov.core.results import (
+    Cell,
+    Cells,
+    ClaimResult,
+    MissingValue,
+    PartResult,
+    Record,
+    Stage,
+    complete,
+    provenance,
+)  # fmt: skip
 from sanov.core.sources import source_digest
 
 __all__ = ["Cell", "Claim", "Context", "Part", "Preset", "Record", "judge", "reproduce"]
 
-Stage = Literal["shared", "tune", "compare"]
 Kind = Literal["above", "not_below", "within", "equal_to", "reported"]
 STAGES: tuple[Stage, ...] = ("shared", "tune", "compare")
 FEWEST_SEEDS = 5
-
-
-@dataclass(frozen=True)
-class Cell:
-    """One piece of work, named by a small dictionary such as ``{"arm": "kl", "seed": 3, "data": "digits"}``."""
-
-    stage: Stage
-    key: Mapping[str, str | int | float]
-
-    def matches(self, match: Mapping[str, Any]) -> bool:
-        """Whether every entry of `match` stands in the key."""
-        return all(self.key.get(name) == value for name, value in match.items())
-
-    def agrees(self, other: Cell) -> bool:
-        """Whether the two keys say the same wherever both say something."""
-        return all(other.key[name] == value for name, value in self.key.items() if name in other.key)
-
-    def __str__(self) -> str:
-        return f"{self.stage} " + " ".join(f"{name}={value}" for name, value in self.key.items())
-
-
-@dataclass(frozen=True)
-class Record:
-    """A cell that has been run: what it returned and how long it took (seconds)."""
-
-    cell: Cell
-    values: Mapping[str, Any]
-    seconds: float
-    digest: str = ""
-    older: bool = False  # run with other source than today's
+BACKENDS = {"loky": "joblib", "ray": "ray.util.joblib", "dask": "distributed"}  # and the module that each needs
 
 
 @dataclass(frozen=True)
@@ -79,10 +62,11 @@ class Context:
         return found[0].values, self.folder / found[0].digest[:16]
 
     def tuned(self, **match: Any) -> Record:
-        """Return the tuning cell with the largest ``values["validation"]`` among those that match."""
+        """Return the tuning cell with the largest ``values["validation"]``, not null, among those that match."""
         found = [record for record in self.records if record.cell.stage == "tune" and record.cell.matches(match)]
+        found = [record for record in found if record.values["validation"] is not None]
         if not found:
-            raise LookupError(f"no tuning cell matches {match}")
+            raise LookupError(f"no tuning cell with a validation result matches {match}")
         return max(found, key=lambda record: float(record.values["validation"]))
 
 
@@ -95,17 +79,23 @@ class Preset:
     cells
         Seeds to cells, all stages.
     seeds
-        How many seeds, unless the user asks for more.
+        How many seeds, decided beforehand. With any other number all verdicts are inconclusive.
     scale
         One sentence: this size next to the paper's.
     settings
         What the cells read through `Context.settings`; part of every cell's hash.
+    parts
+        The parts at this size, where they are not those of the claim.
+    extras
+        The extra of sanov that the cells need; empty for the core install.
     """
 
     cells: Callable[[Sequence[int]], Sequence[Cell]]
     seeds: int
     scale: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    parts: Sequence[Part] = ()
+    extras: str = ""
 
 
 @dataclass(frozen=True)
@@ -118,7 +108,7 @@ class Part:
         The records of stage ``compare`` to one number per seed; empty where its cells were not run.
     kind
         ``above``: the interval lies above the bound. ``not_below``: it does not reach below it. ``within``: it lies
-        between two bounds. ``equal_to``: it covers the bound. ``reported``: no verdict.
+        between two bounds. ``equal_to``: all values equal the bound. ``reported``: no verdict.
     sanity
         Records to the reason why these data say nothing about the part, or None.
     """
@@ -141,16 +131,17 @@ class Claim:
     ----------
     run
         ``run(cell, context, folder) -> values``: a pure function of the key, the settings, and what earlier stages
-        left.
-        A shared cell may leave files in `folder`.
+        left. A shared cell may leave files in `folder`.
     data
         Settings to ``{name: digest}`` of the data that the cells read.
     holds
         Verdicts by part name to the verdict of the claim, where it is not "all required parts hold".
     figures
         Records of stage ``compare`` and the judged parts to Vega-Lite specifications by title.
-    extras
-        The extra of sanov that the cells need; empty for the core install.
+    tuned_by
+        Arms to the arm whose tuning they use, where it is not their own; an empty text for what is not tuned.
+    unavailable
+        A cell to the reason why it cannot be run here (its data are missing), or None. It is still read from disk.
     """
 
     system: str
@@ -162,14 +153,24 @@ class Claim:
     data: Callable[[Mapping[str, Any]], Mapping[str, str]]
     holds: Callable[[Mapping[str, str]], str] | None = None
     figures: Callable[[Sequence[Record], Sequence[PartResult]], Mapping[str, Mapping[str, Any]]] | None = None
-    extras: str = ""
+    tuned_by: Mapping[str, str] = field(default_factory=dict)
+    unavailable: Callable[[Cell], str | None] = lambda cell: None
+
+    def reads(self, cell: Cell, earlier: Cell) -> bool:
+        """Whether a cell may read one of an earlier stage, as far as their keys tell."""
+        key = dict(cell.key)
+        if earlier.stage == "tune" and "arm" in key:
+            key["arm"] = self.tuned_by.get(str(key["arm"]), key["arm"])
+        return earlier.agrees(Cell(cell.stage, key))
 
 
 # -- verdicts ---------------------------------------------------------------------------------------------------------
 
 
-def judge(part: Part, records: Sequence[Record], *, fewest: int = FEWEST_SEEDS) -> PartResult:
+def judge(part: Part, records: Sequence[Record], *, seeds: int | None = None) -> PartResult:
     """Judge a part by the 95 % interval of its mean effect over the seeds (paired t).
+
+    A part that meets a missing value is ``inconclusive``, with the reason.
 
     Parameters
     ----------
@@ -177,22 +178,22 @@ def judge(part: Part, records: Sequence[Record], *, fewest: int = FEWEST_SEEDS) 
         The part.
     records
         Records of stage ``compare``.
-    fewest
-        Fewer seeds than this are ``inconclusive (n seeds)``.
+    seeds
+        The number of seeds that was decided beforehand: with another number, or fewer than 5, no part has a verdict,
+        since who may stop when a result pleases will find one. None for any number from 5 on.
     """
-    values = {str(seed): float(value) for seed, value in sorted(part.effect(records).items())}
-    effect = paired_effect(list(values.values())) if len(values) > 1 else None
-    reason = part.sanity(records) if part.sanity and values else None
-    if not values:
-        verdict = "not run"
-    elif part.kind == "reported":
-        verdict = "reported"
-    elif reason:
-        verdict = "inconclusive"
-    elif effect is None or len(values) < fewest:
-        verdict = f"inconclusive ({len(values)} seed{'s' if len(values) > 1 else ''})"
-    else:
-        verdict = _verdict(part, effect.low, effect.high)
+    values: dict[str, float | None] = {}
+    try:
+        known = complete(records)
+        found = sorted(part.effect(known).items())
+        values = {str(seed): float(value) if math.isfinite(value) else None for seed, value in found}
+        reason = part.sanity(known) if part.sanity and values else None
+    except MissingValue as error:
+        reason = str(error)
+    lacking = ", ".join(seed for seed, value in values.items() if value is None)
+    reason = f"no value for seed {lacking}" if lacking else reason
+    numbers = [] if lacking else [value for value in values.values() if value is not None]
+    effect = paired_effect(numbers) if len(numbers) > 1 else None
     return PartResult(
         name=part.name,
         statement=part.statement,
@@ -201,22 +202,32 @@ def judge(part: Part, records: Sequence[Record], *, fewest: int = FEWEST_SEEDS) 
         required=part.required,
         unit=part.unit,
         values=values,
-        mean=effect.mean if effect else next(iter(values.values()), None),
+        mean=effect.mean if effect else next(iter(numbers), None),
         low=effect.low if effect else None,
         high=effect.high if effect else None,
-        verdict=verdict,
+        verdict=_verdict(part, numbers, effect, seeds, reason),
         reason=reason,
     )
 
 
-def _verdict(part: Part, low: float, high: float) -> str:
+def _verdict(part: Part, values: Sequence[float], effect: Effect | None, seeds: int | None, reason: str | None) -> str:
+    if not values and not reason:
+        return "not run"
+    if part.kind == "reported":
+        return "reported"
+    if reason:
+        return "inconclusive"
+    if effect is None or len(values) < FEWEST_SEEDS or len(values) != (seeds or len(values)):
+        planned = f", {seeds} planned" if seeds else ""
+        return f"inconclusive ({len(values)} seed{'s' if len(values) > 1 else ''}{planned})"
+    low, high = effect.low, effect.high
     if isinstance(part.bound, tuple):
         below, above = part.bound
         if below <= low and high <= above:
             return "holds"
         return "fails" if high < below or low > above else "inconclusive"
     if part.kind == "equal_to":
-        return "holds" if low <= part.bound <= high else "fails"
+        return "holds" if all(value == part.bound for value in values) else "fails"
     reached = low > part.bound if part.kind == "above" else low >= part.bound
     return "holds" if reached else "fails" if high < part.bound else "inconclusive"
 
@@ -248,39 +259,75 @@ def reproduce(
     claim, preset
         The claim and the size of the run. `smoke` is written under ``build/``.
     seeds
-        Number of seeds; 0 for the preset's.
+        Number of seeds; 0 for the preset's. With any other number all verdicts are inconclusive.
     jobs, backend
         Processes, and joblib's backend (``loky``, ``ray``, ``dask``).
     reuse
         Accept cells of older source; the result counts them.
     only
         Run the cells whose key has these entries (as text), and those that name none of them. Others are judged where
-        they were run before, and their parts are ``not run`` where they were not.
+        they were run before, and their parts are ``not run`` where they were not. A comparison whose tuning is not
+        complete is not run.
 
     Raises
     ------
     InputError
-        Unknown preset.
+        Unknown preset or backend, or an entry of `only` that no cell has.
+    MissingExtra
+        The backend is not installed.
     """
-    if preset not in claim.presets:
-        raise InputError("there is no such preset", where=preset, expected=" or ".join(claim.presets))
+    for name, known in ((preset, claim.presets), (backend, BACKENDS)):
+        if name not in known:
+            raise InputError("there is no such preset or backend", where=name, expected=" or ".join(known))
+    require(BACKENDS[backend], "cluster")
     start = time.monotonic()
-    store = _Store(claim, preset, reuse)
     cells = list(claim.presets[preset].cells(range(seeds or claim.presets[preset].seeds)))
-    _check_budget(cells)
-    records: list[Record] = []
+    _check_budget(claim, cells)
+    _check_only(only or {}, cells)
+    store = open_cells(claim, preset, reuse=reuse)
     for stage in STAGES:
-        records += _run_stage(stage, cells, records, store, Work(jobs, backend, only or {}))
-    result = _result(claim, preset, records, time.monotonic() - start)
-    files.write_json(store.base / f"{claim.system}-{preset}.json", result.model_dump(mode="json"))
+        _run_stage(claim, stage, cells, store, Work(jobs, backend, only or {}))
+    path = store.path.parents[1] / f"{claim.system}-{preset}.json"
+    with files.lock(path):
+        result = _result(claim, preset, store.found(cells), time.monotonic() - start)
+        files.write_json(path, result.model_dump(mode="json"))
     return result
 
 
-def _check_budget(cells: Iterable[Cell]) -> None:
-    """Every arm gets the same number of tuning trials on each data set."""
-    trials = Counter((cell.key.get("data"), cell.key.get("arm")) for cell in cells if cell.stage == "tune")
+def _check_budget(claim: Claim, cells: Sequence[Cell]) -> None:
+    """Every arm that is compared and tuned has the same number of trials."""
+    tune = [cell for cell in cells if cell.stage == "tune"]
+    tuned = [cell for cell in cells if cell.stage == "compare" and claim.tuned_by.get(str(cell.key.get("arm"))) != ""]
+    trials = {(c.key.get("data"), c.key.get("arm")): sum(claim.reads(c, trial) for trial in tune) for c in tuned}
     if len(set(trials.values())) > 1:
-        raise ValueError(f"arms differ in their number of tuning trials: {dict(trials)}")
+        raise ValueError(f"arms differ in their number of tuning trials: {trials}")
+
+
+def _check_only(only: Mapping[str, str], cells: Sequence[Cell]) -> None:
+    keys: dict[str, dict[str, None]] = {}
+    for cell in cells:
+        for name, known in cell.key.items():
+            keys.setdefault(name, {})[str(known)] = None
+    for name, value in only.items():
+        if name not in keys:
+            raise InputError("no cell has such a key", where=f"--only {name}={value}", expected=" or ".join(keys))
+        if value not in keys[name]:
+            expected = " or ".join(keys[name])
+            raise InputError(f"no cell has that {name}", where=f"--only {name}={value}", expected=expected)
+
+
+def open_cells(claim: Claim, preset: str, *, reuse: bool = False) -> Cells:
+    """Return the cells of a claim and preset on disk."""
+    base, settings = Path("build/results" if preset == "smoke" else "results"), claim.presets[preset].settings
+    return Cells(
+        base / "cells" / f"{claim.system}.jsonl",
+        Path("build") / "shared" / claim.system,
+        preset,
+        settings,
+        data=files.digest(dict(claim.data(settings))),
+        source=source_digest(f"sanov.experiments.{claim.system}"),
+        reuse=reuse,
+    )
 
 
 @dataclass(frozen=True)
@@ -296,25 +343,42 @@ class Work:
         return all(str(cell.key.get(name, value)) == value for name, value in self.only.items())
 
 
-def _run_stage(
-    stage: Stage, cells: Sequence[Cell], before: Sequence[Record], store: _Store, work: Work
-) -> list[Record]:
+def _run_stage(claim: Claim, stage: Stage, cells: Sequence[Cell], store: Cells, work: Work) -> None:
+    before = store.found([cell for cell in cells if STAGES.index(cell.stage) < STAGES.index(stage)])
     wanted = [cell for cell in cells if cell.stage == stage]
     missing = [cell for cell in wanted if work.wants(cell) and not store.find(cell)]
     later = [cell for cell in cells if cell.stage != "shared" and work.wants(cell) and not store.find(cell)]
     missing += [cell for cell in wanted if stage == "shared" and store.lacks_files(cell, later)]
+    missing = _ready(missing, cells, before, claim)
     context = Context(store.preset, store.settings, tuple(before), store.folder)
-    fresh = _spread(store, missing, context, work)
-    for record in track(fresh, f"{store.claim.system}: {stage}", total=len(missing)):
-        store.add(record)
-    return [found for cell in wanted if (found := store.find(cell))]
+    fresh = _spread(claim, store, missing, context, work)
+    for record in track(fresh, f"{claim.system}: {stage}", total=len(missing)):
+        store.add(record, mixed=any(earlier.older and claim.reads(record.cell, earlier.cell) for earlier in before))
 
 
-def _spread(store: _Store, cells: Sequence[Cell], context: Context, work: Work) -> Iterator[Record]:
-    module = f"sanov.experiments.{store.claim.system}"
+def _ready(missing: Sequence[Cell], cells: Sequence[Cell], before: Sequence[Record], claim: Claim) -> list[Cell]:
+    """Leave out the cells that cannot be run now, and say why."""
+    done = {str(record.cell) for record in before}
+    trials = [cell for cell in cells if cell.stage == "tune" and str(cell) not in done]
+    ready, reasons = [], Counter[str]()
+    for cell in missing:
+        reason = claim.unavailable(cell)
+        if cell.stage == "compare" and any(claim.reads(cell, trial) for trial in trials):
+            reason = reason or "their tuning is not complete"
+        if reason:
+            reasons[reason] += 1
+        else:
+            ready.append(cell)
+    for reason, count in reasons.items():
+        warnings.warn(f"{claim.system}: {count} cells were not run: {reason}", SanovWarning, stacklevel=2)
+    return ready
+
+
+def _spread(claim: Claim, store: Cells, cells: Sequence[Cell], context: Context, work: Work) -> Iterator[Record]:
+    module = f"sanov.experiments.{claim.system}"
     if work.jobs == 1 or len(cells) < 2:
         for cell in cells:
-            yield _run_cell(store.claim.run, cell, context, store.digest(cell))
+            yield _run_cell(claim.run, cell, context, store.digest(cell))
         return
     from joblib import Parallel, delayed, parallel_config
 
@@ -338,80 +402,38 @@ def _run_cell(
             values["files"] = sorted(path.name for path in folder.iterdir())
     else:
         values = dict(run(cell, context, Path()))
+    values = json.loads(files.to_json(values))  # what the disk will give
     return Record(cell, values, round(time.monotonic() - start, 3), digest)
 
 
-class _Store:
-    """The cells of one claim and preset on disk: one JSON line each, appended when it is done."""
-
-    def __init__(self, claim: Claim, preset: str, reuse: bool):
-        self.claim, self.preset, self.reuse = claim, preset, reuse
-        self.settings = claim.presets[preset].settings
-        self.base = Path("build/results" if preset == "smoke" else "results")
-        self.path = self.base / "cells" / f"{claim.system}.jsonl"
-        self.folder = Path("build") / "shared" / claim.system
-        self.source = source_digest(f"sanov.experiments.{claim.system}")
-        self.data = files.digest(dict(claim.data(self.settings)))
-        self.lines: dict[str, dict[str, Any]] = {}
-        for line in files.read_lines(self.path):
-            self._keep(line)
-
-    def _keep(self, line: dict[str, Any]) -> None:
-        current = line["source"] == self.source
-        if current or line["identity"] not in self.lines or self.lines[line["identity"]]["source"] != self.source:
-            self.lines[line["identity"]] = line
-
-    def identity(self, cell: Cell) -> str:
-        """Hash of everything but the source."""
-        return files.digest([self.preset, dict(self.settings), cell.stage, dict(cell.key), self.data])
-
-    def digest(self, cell: Cell) -> str:
-        return files.digest([self.identity(cell), self.source])
-
-    def find(self, cell: Cell) -> Record | None:
-        line = self.lines.get(self.identity(cell))
-        if line is None or (line["source"] != self.source and not self.reuse):
-            return None
-        older = line["source"] != self.source
-        return Record(cell, line["values"], line["seconds"], files.digest([line["identity"], line["source"]]), older)
-
-    def lacks_files(self, cell: Cell, later: Sequence[Cell]) -> bool:
-        """Whether a shared cell that was run left files which are gone, and which a later cell will need."""
-        record = self.find(cell)
-        if record is None or not record.values.get("files") or (self.folder / record.digest[:16]).is_dir():
-            return False
-        return any(cell.agrees(other) for other in later)
-
-    def add(self, record: Record) -> None:
-        line: dict[str, Any] = {
-            "identity": self.identity(record.cell),
-            "source": self.source,
-            "stage": record.cell.stage,
-            "key": dict(record.cell.key),
-            "values": dict(record.values),
-            "seconds": record.seconds,
-        }
-        files.append_line(self.path, line)
-        self.lines[line["identity"]] = line
-
-
 def _result(claim: Claim, preset: str, records: Sequence[Record], seconds: float) -> ClaimResult:
+    size = claim.presets[preset]
     compared = [record for record in records if record.cell.stage == "compare"]
-    parts = [judge(part, compared) for part in claim.parts]
+    parts = [judge(part, compared, seeds=size.seeds) for part in size.parts or claim.parts]
     verdicts = {part.name: part.verdict for part in parts}
     return ClaimResult(
         system=claim.system,
         statement=claim.statement,
         source=claim.source,
         preset=preset,
-        scale=claim.presets[preset].scale,
+        scale=size.scale,
         verdict=claim.holds(verdicts) if claim.holds else _all_required(parts),
         parts=parts,
         cells={stage: sum(record.cell.stage == stage for record in records) for stage in STAGES},
         older_cells=sum(record.older for record in records),
         cell_seconds=round(sum(record.seconds for record in records), 1),
-        figures=dict(claim.figures(compared, parts)) if claim.figures and compared else {},
-        data=dict(claim.data(claim.presets[preset].settings)),
+        figures=_figures(claim, compared, parts),
+        data=dict(claim.data(size.settings)),
         provenance=provenance(),
         seconds=round(seconds, 1),
     )
+
+
+def _figures(claim: Claim, records: Sequence[Record], parts: Sequence[PartResult]) -> dict[str, dict[str, Any]]:
+    """Draw what was run; nothing where a value is missing, which the parts tell."""
+    if claim.figures is None or not records:
+        return {}
+    try:
+        return {title: dict(spec) for title, spec in claim.figures(complete(records), parts).items()}
+    except MissingValue:
+        return {}

@@ -11,6 +11,7 @@ import os
 import shlex
 import sys
 import warnings
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -42,7 +43,7 @@ app = typer.Typer(
 Name = Annotated[str, typer.Argument(help="A system: see `sanov list`.")]
 Words = Annotated[list[str] | None, typer.Argument(metavar="DATA... KEY=VALUE...", help="Data files, and options.")]
 ConfigFile = Annotated[Path | None, typer.Option("--config", help="TOML or JSON file of options.")]
-Seed = Annotated[int, typer.Option(help="Seed of everything random.")]
+Seed = Annotated[int, typer.Option(help="Seed of everything random.", min=0)]
 AsJson = Annotated[bool, typer.Option("--json", help="Machine-readable output.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No progress.")]
 Jobs = Annotated[int, typer.Option(help="Processes, of one thread each.", min=1)]
@@ -160,15 +161,21 @@ def demo(
     quiet: Quiet = False,
 ) -> None:
     """Test the claims of all installed systems at a small size, and write their page."""
-    reproduce("all", preset="smoke", jobs=jobs, as_json=as_json, quiet=quiet)
-    report(out=out, as_json=as_json)
+    results = _run_claims(SYSTEMS, "smoke", as_json=as_json, quiet=quiet, jobs=jobs)
+    written = _write_page(out)
+    if as_json:
+        _print_json({**written, "results": [result.model_dump(mode="json") for result in results]})
+    else:
+        print(f"page: {written['page']}")
 
 
 @app.command()
 def reproduce(
     name: Annotated[str, typer.Argument(help="A system, or `all`.")],
     preset: Annotated[str, typer.Option(help="smoke (seconds) or paper (the criterion).")] = "paper",
-    seeds: Annotated[int, typer.Option(help="Number of seeds; 0 for the preset's.", min=0)] = 0,
+    seeds: Annotated[
+        int, typer.Option(help="Number of seeds; 0 for the preset's, with which alone there are verdicts.", min=0)
+    ] = 0,
     jobs: Jobs = 1,
     backend: Annotated[str, typer.Option(help="loky, ray or dask.")] = "loky",
     reuse: Annotated[bool, typer.Option("--reuse", help="Accept cells of older source.")] = False,
@@ -177,25 +184,15 @@ def reproduce(
     quiet: Quiet = False,
 ) -> None:
     """Test a paper's claim against tuned baselines, with intervals and negative controls."""
-    from sanov import claims
     from sanov.core.options import split
 
     rows = SYSTEMS if name == "all" else (find(name),)
-    chosen = split(filter(None, only.split(",")))[1]
-    results = []
-    for row in rows:
-        try:
-            claim = _claim(row)
-        except MissingExtra as error:
-            if name != "all":
-                raise
-            print(f"{row.name}: not run: {error}\n", file=sys.stderr)
-            continue
-        with silenced(quiet or as_json):
-            result = claims.reproduce(claim, preset, seeds=seeds, jobs=jobs, backend=backend, reuse=reuse, only=chosen)
-        results.append(result)
-        if not as_json:
-            print(_verdict(result))
+    words, chosen = split(filter(None, only.split(",")))
+    if words:
+        raise InputError("is no KEY=VALUE", where=f"--only {words[0]}", expected="words such as data=digits,arm=kl")
+    results = _run_claims(
+        rows, preset, as_json=as_json, quiet=quiet, seeds=seeds, jobs=jobs, backend=backend, reuse=reuse, only=chosen
+    )
     if as_json:
         _print_json([result.model_dump(mode="json") for result in results])
 
@@ -207,21 +204,17 @@ def report(
     as_json: AsJson = False,
 ) -> None:
     """Write one page of all claims, and every generated block of README and docs."""
-    from sanov import report as pages
-
-    documents = [Path("README.md"), *sorted(Path("docs").rglob("*.md"))] if Path("src/sanov").is_dir() else []
-    stale = pages.refresh(documents, _blocks(), check=check) if documents else []
     if check:
+        stale = _refresh(check=True)
         if stale:
-            names = ", ".join(map(str, stale))
-            raise InputError("generated blocks are stale", where=names, fix="run: sanov report")
+            raise InputError("generated blocks are stale", where=", ".join(stale), fix="run: sanov report")
         print("all generated blocks are current")
         return
-    page = pages.write(out, pages.gather(Path()))
+    written = _write_page(out)
     if as_json:
-        _print_json({"page": str(page), "changed": [str(path) for path in stale]})
+        _print_json(written)
     else:
-        print(f"page: {page}")
+        print(f"page: {written['page']}")
 
 
 # -- what the commands share ------------------------------------------------------------------------------------------
@@ -236,7 +229,27 @@ def _load(row: Row) -> Any:
     return row.load()
 
 
-def _claim(row: Row) -> Claim:
+def _run_claims(rows: Sequence[Row], preset: str, *, as_json: bool, quiet: bool, **how: Any) -> list[ClaimResult]:
+    """Test the claims of some systems, print what each gave, and leave out what is not installed where there are others."""
+    from sanov import claims
+
+    results = []
+    for row in rows:
+        try:
+            claim = _claim(row, preset)
+        except MissingExtra as error:
+            if len(rows) == 1:
+                raise
+            print(f"{row.name}: not run: {error}\n", file=sys.stderr)
+            continue
+        with silenced(quiet or as_json):
+            results.append(claims.reproduce(claim, preset, **how))
+        if not as_json:
+            print(_verdict(results[-1]))
+    return results
+
+
+def _claim(row: Row, preset: str) -> Claim:
     import importlib
 
     from sanov.core.extras import missing
@@ -247,10 +260,26 @@ def _claim(row: Row) -> Claim:
         if error.name == f"sanov.experiments.{row.name}":
             raise InputError("there is no claim to test", where=row.name) from None
         raise
-    absent = missing(claim.extras)
+    extras = claim.presets[preset].extras if preset in claim.presets else ""
+    absent = missing(extras)
     if absent:
-        raise MissingExtra(absent[0], claim.extras)
+        raise MissingExtra(absent[0], extras)
     return claim
+
+
+def _refresh(*, check: bool = False) -> list[str]:
+    """Renew the generated blocks, in a checkout; return the documents that were not current."""
+    from sanov import report as pages
+
+    documents = [Path("README.md"), *sorted(Path("docs").rglob("*.md"))] if Path("src/sanov").is_dir() else []
+    return [str(path) for path in pages.refresh(documents, _blocks(), check=check)] if documents else []
+
+
+def _write_page(out: Path) -> dict[str, Any]:
+    from sanov import report as pages
+
+    changed = _refresh()
+    return {"page": str(pages.write(out, pages.gather(Path()))), "changed": changed}
 
 
 def _verdict(result: ClaimResult) -> str:

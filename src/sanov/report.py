@@ -14,6 +14,7 @@ from sanov.core.results import ClaimResult, PartResult, read_result
 
 __all__ = ["gather", "options_table", "refresh", "results_block", "row_table", "systems_table", "write"]
 
+MARKS = re.compile(r"<!-- (?P<kind>begin|end): (?P<name>[^>]+?) -->")
 BLOCK = re.compile(r"(<!-- begin: (?P<name>[^>]+?) -->\n)(?P<text>.*?)(<!-- end: (?P=name) -->)", re.DOTALL)
 
 
@@ -45,19 +46,21 @@ def write(out: Path, results: Sequence[ClaimResult]) -> Path:
 
 
 def _page(results: Sequence[ClaimResult]) -> pages.Page:
-    counts = {verdict: sum(result.verdict.startswith(verdict) for result in results) for verdict in _ORDER}
-    lead = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
+    papers = [result for result in results if result.preset == "paper"]
+    counts = {verdict: sum(result.verdict.startswith(verdict) for result in papers) for verdict in _ORDER}
+    lead = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count) or "no verdict at this size"
     notes = [
-        "A part is judged by the 95 % interval of its mean effect over paired seeds; a claim holds if all its required "
-        "parts hold, unless it says another rule.",
+        "A part is judged by the 95 % interval of its mean effect over paired seeds, whose number was decided "
+        "beforehand; a claim holds if all its required parts hold, unless it says another rule.",
     ]
-    if any(result.preset == "smoke" for result in results):
+    if len(papers) < len(results):
         notes.append(
             "Results of the preset smoke show that everything runs; their size is too small to quote a verdict."
         )
     footer = {"version": str(results[0].provenance.get("version", "")), "command": "sanov report"}
-    title = f"{len(results)} published claim{'s' if len(results) > 1 else ''}, tested"
-    return pages.Page(title, f"{lead}.", notes, [_section(result) for result in results], footer)
+    count = len(papers or results)
+    title = f"{count} published claim{'s' if count > 1 else ''}, {'tested' if papers else 'run at a small size'}"
+    return pages.Page(title, f"{lead[0].upper()}{lead[1:]}.", notes, [_section(result) for result in results], footer)
 
 
 _ORDER = ("holds", "inconclusive", "fails")
@@ -71,7 +74,7 @@ def _section(result: ClaimResult) -> pages.Section:
         run += f" {result.older_cells} cells are of older source."
     return pages.Section(
         f"{result.system}, {result.preset}",
-        result.verdict,
+        result.verdict if result.preset == "paper" else result.preset,
         result.statement,
         [
             pages.Table("Parts", _parts(result.parts), "Effect: mean over the seeds, with its 95 % interval."),
@@ -114,11 +117,12 @@ def refresh(documents: Sequence[Path], blocks: Mapping[str, str], *, check: bool
     Raises
     ------
     InputError
-        A document asks for a block that does not exist.
+        A document asks for a block that does not exist, or one of its marks has no partner.
     """
     stale = []
     for document in documents:
         text = document.read_text(encoding="utf-8")
+        _check_marks(document, text)
         for match in BLOCK.finditer(text):
             if match["name"] not in blocks:
                 raise InputError(f"there is no block '{match['name']}'", where=str(document))
@@ -128,6 +132,21 @@ def refresh(documents: Sequence[Path], blocks: Mapping[str, str], *, check: bool
             if not check:
                 files.write_text(document, fresh)
     return stale
+
+
+def _check_marks(document: Path, text: str) -> None:
+    """Refuse a mark without a partner: its block would never be renewed."""
+    rest = BLOCK.sub("", text)
+    for block in BLOCK.finditer(text):
+        rest += block["text"]
+    if mark := MARKS.search(rest):
+        line = text[: text.index(mark[0])].count("\n") + 1
+        other = "end" if mark["kind"] == "begin" else "begin"
+        raise InputError(
+            f"'{mark[0]}' has no partner",
+            where=f"{document}, line {line}",
+            expected=f"<!-- {other}: {mark['name']} -->",
+        )
 
 
 def systems_table(rows: Sequence[Mapping[str, str]], results: Path) -> str:

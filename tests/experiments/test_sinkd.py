@@ -225,6 +225,38 @@ def test_a_teacher_that_knows_no_more_says_nothing():
     )
 
 
+def test_the_claim_is_undecided_where_no_data_are_informative():
+    """Nothing is found because there was nothing to find: neither the effect nor a control speaks against the claim."""
+    assert claim(records({})) == "fails"
+    assert claim(records({}, teacher=79.0)) == "inconclusive"
+    assert claim(records({"wrong_batch": 2.0}, teacher=79.0)) == "inconclusive"
+    found = judged(records({}, teacher=79.0))
+    assert {found[f"worth having, {title}"].verdict for title in DATA.values()} == {"inconclusive"}
+
+
+def test_a_mean_over_data_sets_is_of_all_of_them():
+    """A seed, or a run, without one of them has no mean; what is listed at the small size is what is run there."""
+    means = [part.name for part in parts() if "(mean over" in part.statement]
+    assert {CONTROL, "KL - labels alone", "ranking"} < set(means)
+    two = judged(records({"ot": 1.0}, data=("digits", "mnist")))
+    assert {two[name].verdict for name in means} == {"not run"}
+    assert two["transport - KL, digits"].verdict == "holds"
+    some = [r for r in records({"ot": 1.0}) if (r.cell.key["data"], r.cell.key["seed"]) != ("sst2", 3)]
+    found = judged(some)
+    assert {len(found[name].values) for name in means} == {9}
+    small = CLAIM.presets["smoke"].parts
+    smoke = {part.name: judge(part, records({"ot": 1.0}, seeds=5, data=("digits",))) for part in small}
+    assert smoke[CONTROL].verdict == "holds"
+    assert "(mean over digits)" in smoke[CONTROL].statement
+    assert "(mean over digits, MNIST-5k, SST-2)" in found[CONTROL].statement
+
+
+def test_what_all_seeds_share_is_said():
+    scale = CLAIM.presets["paper"].scale
+    for words in ("Tuning is one draw", "that all seeds share", "on SST-2 teacher and rows are the same for all seeds"):
+        assert words in scale
+
+
 def test_ranking_is_one_for_the_papers_order_and_minus_one_for_its_reverse():
     order = {"ot": 3.0, "js": 2.0, "rkl": 1.0, "kl": 0.0}
     assert set(judged(records(order))["ranking"].values.values()) == {1.0}

@@ -1,4 +1,4 @@
-"""What a tested claim leaves behind: a JSON file of verdicts, effects and provenance, of one shape for all systems."""
+"""What a tested claim leaves behind: its cells, and a JSON file of verdicts, effects and provenance."""
 
 from __future__ import annotations
 
@@ -6,19 +6,163 @@ import math
 import platform
 import subprocess
 import sys
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 
 from sanov.core import files
 from sanov.core.errors import InputError
 
-__all__ = ["ClaimResult", "PartResult", "provenance", "read_result", "write_result"]
+__all__ = [
+    "Cell", "Cells", "ClaimResult", "MissingValue", "PartResult", "Record", "Stage", "complete", "provenance",
+    "read_result", "write_result",
+]  # fmt: skip
 
 PACKAGE = Path(__file__).parents[1]
 PACKAGES = ("numpy", "scipy", "polars", "torch", "accelerate", "transformers", "scikit-learn", "statsmodels")
+
+
+# -- cells ------------------------------------------------------------------------------------------------------------
+
+Stage = Literal["shared", "tune", "compare"]
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One piece of work, named by a small dictionary such as ``{"arm": "kl", "seed": 3, "data": "digits"}``."""
+
+    stage: Stage
+    key: Mapping[str, str | int | float]
+
+    def matches(self, match: Mapping[str, Any]) -> bool:
+        """Whether every entry of `match` stands in the key."""
+        return all(self.key.get(name) == value for name, value in match.items())
+
+    def agrees(self, other: Cell) -> bool:
+        """Whether the two keys say the same wherever both say something."""
+        return all(other.key[name] == value for name, value in self.key.items() if name in other.key)
+
+    def __str__(self) -> str:
+        return f"{self.stage} " + " ".join(f"{name}={value}" for name, value in self.key.items())
+
+
+@dataclass(frozen=True)
+class Record:
+    """A cell that has been run: what it returned and how long it took (seconds)."""
+
+    cell: Cell
+    values: Mapping[str, Any]
+    seconds: float
+    digest: str = ""
+    older: bool = False  # run with other source than today's
+
+
+class MissingValue(Exception):
+    """A cell has no value of that name."""
+
+
+class _Known(dict[str, Any]):
+    """Values of a cell, of which a missing one cannot be read."""
+
+    def __init__(self, values: Mapping[str, Any], where: str):
+        super().__init__(values)
+        self.where = where
+
+    def __getitem__(self, name: str) -> Any:
+        value = super().__getitem__(name)
+        if value is None or (isinstance(value, float) and not math.isfinite(value)):
+            raise MissingValue(f"{name} is missing in {self.where}")
+        return _Known(value, self.where) if isinstance(value, Mapping) else value
+
+
+def complete(records: Iterable[Record]) -> list[Record]:
+    """Copy records so that reading a missing value of one raises `MissingValue`: nothing can be computed from it."""
+    return [replace(record, values=_Known(record.values, str(record.cell))) for record in records]
+
+
+class Cells:
+    """The cells of one claim and preset on disk: one JSON line each, appended when it is done.
+
+    Parameters
+    ----------
+    path, folder
+        The file of lines, and the folder of what shared cells leave.
+    preset, settings, data
+        What a cell depends on besides its key.
+    source
+        Digest of today's source.
+    reuse
+        Accept cells of older source.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        folder: Path,
+        preset: str,
+        settings: Mapping[str, Any],
+        *,
+        data: str,
+        source: str,
+        reuse: bool,
+    ):
+        self.path, self.folder = path, folder
+        self.preset, self.settings, self.data, self.source, self.reuse = preset, settings, data, source, reuse
+        self.lines: dict[str, dict[str, Any]] = {}
+
+    def _keep(self, line: dict[str, Any]) -> None:
+        current = line["source"] == self.source
+        if current or line["identity"] not in self.lines or self.lines[line["identity"]]["source"] != self.source:
+            self.lines[line["identity"]] = line
+
+    def identity(self, cell: Cell) -> str:
+        """Hash of everything but the source."""
+        return files.digest([self.preset, dict(self.settings), cell.stage, dict(cell.key), self.data])
+
+    def digest(self, cell: Cell) -> str:
+        """Hash of everything, with the source."""
+        return files.digest([self.identity(cell), self.source])
+
+    def found(self, cells: Iterable[Cell]) -> list[Record]:
+        """Return those of the cells that were run, by whatever process."""
+        for line in files.read_lines(self.path):
+            self._keep(line)
+        return [record for cell in cells if (record := self.find(cell))]
+
+    def find(self, cell: Cell) -> Record | None:
+        """Return a cell that was run, by this process or before the last call of `found`."""
+        line = self.lines.get(self.identity(cell))
+        if line is None or (line["source"] != self.source and not self.reuse):
+            return None
+        older = line["source"] != self.source
+        return Record(cell, line["values"], line["seconds"], files.digest([line["identity"], line["source"]]), older)
+
+    def lacks_files(self, cell: Cell, later: Sequence[Cell]) -> bool:
+        """Whether a shared cell that was run left files which are gone, and which a later cell will need."""
+        record = self.find(cell)
+        if record is None or not record.values.get("files") or (self.folder / record.digest[:16]).is_dir():
+            return False
+        return any(cell.agrees(other) for other in later)
+
+    def add(self, record: Record, *, mixed: bool = False) -> None:
+        """Keep a cell; one that has read cells of older source is no cell of today's."""
+        line: dict[str, Any] = {
+            "identity": self.identity(record.cell),
+            "source": "mixed" if mixed else self.source,
+            "stage": record.cell.stage,
+            "key": dict(record.cell.key),
+            "values": dict(record.values),
+            "seconds": record.seconds,
+        }
+        files.append_line(self.path, line)
+        self.lines[line["identity"]] = line
+
+
+# -- verdicts ---------------------------------------------------------------------------------------------------------
 
 
 def _finite(value: Any) -> Any:

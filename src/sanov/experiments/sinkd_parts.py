@@ -35,55 +35,53 @@ WORTH_HAVING = 0.5  # percentage points
 Effect = Callable[[Sequence[Record]], dict[int, float]]
 
 
-def _table(records: Sequence[Record], field: str = "accuracy") -> dict[tuple[str, str, int], float]:
+def _complete(records: Sequence[Record], arms: Sequence[str], data: Sequence[str], field: str) -> dict[int, np.ndarray]:
+    """Accuracies [data sets, arms] of each seed for which all of them were run."""
+    wanted = list(product(data, arms))
+    read = [r for r in records if (r.cell.key["data"], r.cell.key["arm"]) in wanted]
+    found = {(str(r.cell.key["data"]), str(r.cell.key["arm"]), int(r.cell.key["seed"])): r.values[field] for r in read}
+    seeds = sorted({seed for _, _, seed in found})
     return {
-        (str(r.cell.key["data"]), str(r.cell.key["arm"]), int(r.cell.key["seed"])): float(r.values[field])
-        for r in records
+        seed: np.reshape([found[*pair, seed] for pair in wanted], (len(data), len(arms)))
+        for seed in seeds
+        if all((*pair, seed) in found for pair in wanted)
     }
 
 
-def _difference(arm: str, other: str, data: Sequence[str] = tuple(DATA), field: str = "accuracy") -> Effect:
-    """Arm minus other for each seed, averaged over those of the data sets on which both were run."""
+def _difference(arm: str, other: str, data: Sequence[str], field: str = "accuracy") -> Effect:
+    """Arm minus other for each seed, averaged over the data sets."""
 
     def effect(records: Sequence[Record]) -> dict[int, float]:
-        found = _table(records, field)
-        present = [name for name in data if any(key[:2] == (name, arm) for key in found)]
-        wanted = [(name, which) for name in present for which in (arm, other)]
-        seeds = sorted({seed for _, _, seed in found})
-        return {
-            seed: float(np.mean([found[name, arm, seed] - found[name, other, seed] for name in present]))
-            for seed in seeds
-            if present and all((*key, seed) in found for key in wanted)
-        }
+        found = _complete(records, (arm, other), data, field)
+        return {seed: float((values[:, 0] - values[:, 1]).mean()) for seed, values in found.items()}
 
     return effect
 
 
-def _rank_agreement(records: Sequence[Record]) -> dict[int, float]:
+def _rank_agreement(data: Sequence[str]) -> Effect:
     """Kendall's tau of each seed between the paper's order SinKD > JS > RKL > KL and that of mean accuracies."""
-    from scipy.stats import kendalltau
 
-    order, found = ("ot", "js", "rkl", "kl"), _table(records)
-    data = sorted({name for name, _, _ in found})
-    complete = [
-        seed
-        for seed in sorted({seed for _, _, seed in found})
-        if all((name, arm, seed) in found for name, arm in product(data, order))
-    ]
-    means = {seed: [np.mean([found[name, arm, seed] for name in data]) for arm in order] for seed in complete}
-    taus = {seed: float(kendalltau([4, 3, 2, 1], values).statistic) for seed, values in means.items()}
-    return {seed: 0.0 if np.isnan(tau) else tau for seed, tau in taus.items()}  # no order where all are equal
+    def effect(records: Sequence[Record]) -> dict[int, float]:
+        from scipy.stats import kendalltau
+
+        found = _complete(records, ("ot", "js", "rkl", "kl"), data, "accuracy")
+        taus = {seed: float(kendalltau([4, 3, 2, 1], v.mean(axis=0)).statistic) for seed, v in found.items()}
+        return {seed: 0.0 if np.isnan(tau) else tau for seed, tau in taus.items()}  # no order where all are equal
+
+    return effect
 
 
-def _uninformative(name: str) -> Callable[[Sequence[Record]], str | None]:
-    """Return a sanity check: where the teacher is no better than a student of labels alone, there is nothing to distil."""
+def _uninformative(data: Sequence[str]) -> Callable[[Sequence[Record]], str | None]:
+    """Return a sanity check: where no teacher is better than a student of labels alone, there is nothing to distil."""
+
+    def informative(records: Sequence[Record]) -> bool:
+        teacher, student = (np.mean([r.values[key] for r in records]) for key in ("teacher", "accuracy"))
+        return bool(teacher > student)
 
     def reason(records: Sequence[Record]) -> str | None:
-        labels_alone = [r for r in records if r.cell.key["data"] == name and r.cell.key["arm"] == "ce"]
-        if not labels_alone:
-            return None
-        teacher, student = (np.mean([r.values[key] for r in labels_alone]) for key in ("teacher", "accuracy"))
-        return None if teacher > student else "the teacher is no better than a student trained on labels alone"
+        labels_alone = [[r for r in records if (r.cell.key["data"], r.cell.key["arm"]) == (d, "ce")] for d in data]
+        found = [informative(each) for each in labels_alone if each]
+        return None if any(found) or not found else "the teacher is no better than a student trained on labels alone"
 
     return reason
 
@@ -106,14 +104,21 @@ def _part(name: str, statement: str, effect: Effect, **more: Any) -> Part:
     return Part(name, statement, effect, **{"unit": "points", **more})
 
 
-def parts() -> list[Part]:
-    """Return the parts: the primary ones with their controls, then what is reported apart."""
+def parts(data: Sequence[str] = tuple(DATA)) -> list[Part]:
+    """Return the parts: the primary ones with their controls, then what is reported apart.
+
+    Parameters
+    ----------
+    data
+        The data sets that a mean over data sets is of; a seed without one of them has no mean.
+    """
+    mean = f"(mean over {', '.join(DATA[name] for name in data)})"
     primary = [
         _part(
             _raises(d),
             f"On {title}, tuned transport beside CE + KL raises test accuracy over tuned CE + KL.",
             _difference("ot", "kl", (d,)),
-            sanity=_uninformative(d),
+            sanity=_uninformative((d,)),
         )
         for d, title in DATA.items()
     ]
@@ -124,6 +129,7 @@ def parts() -> list[Part]:
             _difference("ot", "kl", (d,)),
             bound=WORTH_HAVING,
             required=False,
+            sanity=_uninformative((d,)),
         )
         for d, title in DATA.items()
     ]
@@ -137,17 +143,18 @@ def parts() -> list[Part]:
         *(
             _part(
                 name,
-                f"Tuned transport does better than {told} (mean over data sets).",
-                _difference("ot", arm),
+                f"Tuned transport does better than {told} {mean}.",
+                _difference("ot", arm, data),
                 required=need,
+                sanity=_uninformative(data),
             )
             for name, (arm, told, need) in controls.items()
         ),
-        *_reported(),
+        *_reported(data, mean),
     ]
 
 
-def _reported() -> list[Part]:
+def _reported(data: Sequence[str], mean: str) -> list[Part]:
     reported: dict[str, Any] = {"kind": "reported", "required": False}
     low, high = "apart", "near"
     return [
@@ -162,8 +169,8 @@ def _reported() -> list[Part]:
         ),
         _part(
             "KL - labels alone",
-            "What a teacher gives at all (mean over data sets).",
-            _difference("kl", "ce"),
+            f"What a teacher gives at all {mean}.",
+            _difference("kl", "ce", data),
             **reported,
         ),
         *(
@@ -178,23 +185,23 @@ def _reported() -> list[Part]:
         ),
         _part(
             "little against much overlap",
-            "How much more transport gives on the half of rows with little overlap than on the other (mean over data sets).",
-            _contrast(low, high),
+            f"How much more transport gives on the half of rows with little overlap than on the other {mean}.",
+            _contrast(low, high, data),
             **reported,
         ),
         Part(
             "ranking",
-            "Kendall's tau between the paper's order SinKD > JS > RKL > KL and that of mean test accuracy.",
-            _rank_agreement,
+            f"Kendall's tau between the paper's order SinKD > JS > RKL > KL and that of test accuracy {mean}.",
+            _rank_agreement(data),
             kind="reported",
             required=False,
         ),
     ]
 
 
-def _contrast(low: str, high: str) -> Effect:
+def _contrast(low: str, high: str, data: Sequence[str]) -> Effect:
     def effect(records: Sequence[Record]) -> dict[int, float]:
-        apart, near = (_difference("ot", "kl", field=f"accuracy_{half}")(records) for half in (low, high))
+        apart, near = (_difference("ot", "kl", data, f"accuracy_{half}")(records) for half in (low, high))
         return {seed: apart[seed] - near[seed] for seed in apart}
 
     return effect
