@@ -73,7 +73,7 @@ def test_json_is_json(table, tmp_path):
 def test_show_gives_options_with_their_sources(tmp_path):
     done = sanov("show", "sinkd", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    for word in ("epsilon", "transport_weight", "Source:", "released code", "cui2024sinkd"):
+    for word in ("epsilon", "transport_weight", "Source:", "released code", "@inproceedings{cui2024sinkd,"):
         assert word in done.stdout
 
 

@@ -66,20 +66,21 @@ def list_(
 @app.command()
 def show(name: Name, as_json: AsJson = False) -> None:
     """Show a system: idea and equations, options with their sources, what to install, citation."""
+    from sanov.core.citations import citation
     from sanov.core.options import describe
 
     row = find(name)
     module = _load(row)
     options = describe(module.Config)
     if as_json:
-        _print_json({**row._asdict(), "idea": module.__doc__, "options": options})
+        _print_json({**row._asdict(), "idea": module.__doc__, "options": options, "citation": citation(row.paper)})
         return
     print(f"{row.name}: {row.title}\n\n{(module.__doc__ or '').strip()}\n\nOptions (key=value)")
     for option in options:
         unit = f" [{option['unit']}]" if option["unit"] else ""
         print(f"  {option['name']} = {option['default']}{unit}  ({option['legal']})")
         print(f"      {option['meaning']} Source: {option['source']}.")
-    print(f"\nInstall: pip install 'sanov{f'[{row.extras}]' if row.extras else ''}'\nCite: {row.paper}")
+    print(f"\nInstall: pip install 'sanov{f'[{row.extras}]' if row.extras else ''}'\n\nCite\n{citation(row.paper)}")
 
 
 @app.command()
