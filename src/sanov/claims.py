@@ -36,13 +36,13 @@ from sanov.core.results import (
     provenance,
 )  # fmt: skip
 from sanov.core.sources import source_digest
+from sanov.core.workers import BACKENDS, spread
 
 __all__ = ["Cell", "Claim", "Context", "Part", "Preset", "Record", "judge", "reproduce"]
 
 Kind = Literal["above", "not_below", "within", "equal_to", "reported"]
 STAGES: tuple[Stage, ...] = ("shared", "tune", "compare")
 FEWEST_SEEDS = 5
-BACKENDS = {"loky": "joblib", "ray": "ray.util.joblib", "dask": "distributed"}  # and the module that each needs
 
 
 @dataclass(frozen=True)
@@ -380,12 +380,8 @@ def _spread(claim: Claim, store: Cells, cells: Sequence[Cell], context: Context,
         for cell in cells:
             yield _run_cell(claim.run, cell, context, store.digest(cell))
         return
-    from joblib import Parallel, delayed, parallel_config
-
-    limit: dict[str, Any] = {"inner_max_num_threads": 1} if work.backend == "loky" else {}
-    with parallel_config(backend=work.backend, n_jobs=work.jobs, **limit):
-        tasks = (delayed(_run_by_name)(module, cell, context, store.digest(cell)) for cell in cells)
-        yield from Parallel(return_as="generator_unordered")(tasks)
+    tasks = ((module, cell, context, store.digest(cell)) for cell in cells)
+    yield from spread(_run_by_name, tasks, jobs=work.jobs, backend=work.backend)
 
 
 def _run_by_name(module: str, cell: Cell, context: Context, digest: str) -> Record:
