@@ -48,7 +48,8 @@ def test_command_is_understood(page, line):
     if name and name != "all":
         row = find(name)
         _, options = split(context.params.get("words") or [])
-        parse(row.load().Config, options)
+        config = row.load().Config
+        assert isinstance(parse(config, options), config)
 
 
 @pytest.mark.parametrize(("page", "line"), every_mention, ids=lambda part: getattr(part, "name", part))

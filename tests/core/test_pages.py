@@ -168,7 +168,8 @@ def test_a_figure_must_hold_its_data():
 
 
 def test_a_column_may_be_called_data_or_url():
-    charts.embeddable({"data": {"values": [{"data": {"url": "x"}, "url": "y"}]}, "mark": "point"})
+    rows = [{"data": {"url": "x"}, "url": "y"}]
+    assert charts.embeddable({"data": {"values": rows}, "mark": "point"})["data"]["values"] == rows
 
 
 def test_a_figure_becomes_plain_json_as_wide_as_its_panel():
