@@ -43,6 +43,7 @@ from sanov.learning import distil, predictions, teachers
 from sanov.learning.distil import Component, Rows, Validation
 from sanov.learning.students import Fitted, Student
 from sanov.learning.training import Training
+from sanov.precision import wide_dtype
 
 __all__ = [
     "LOSSES",
@@ -137,7 +138,7 @@ def row_loss(
     if student_logits.shape != teacher_logits.shape:
         found = f"student logits of shape {list(student_logits.shape)}, teacher logits {list(teacher_logits.shape)}"
         raise InputError(found, where=name, expected="the same rows and classes in both")
-    wide = torch.promote_types(student_logits.dtype, torch.float32)
+    wide = wide_dtype(student_logits)
     student, teacher = student_logits.to(wide), teacher_logits.detach().to(wide)
     if name == "squared_error":
         return (student - teacher).square().mean(dim=-1)

@@ -25,6 +25,7 @@ from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import Options, parse
 from sanov.learning.components import Component, Rows, weighted_sums
 from sanov.learning.processes import place
+from sanov.precision import wide_dtype
 from sanov.systems import find
 
 __all__ = ["DistillationLoss", "Loss", "distillation_loss"]
@@ -99,7 +100,7 @@ class DistillationLoss:
         if student.shape != teacher.shape:
             found = f"student logits of shape {list(student.shape)}, teacher logits {list(teacher.shape)}"
             raise InputError(found, where="the batch", expected="the same rows and classes in both")
-        leading, wide = student.shape[:-1], torch.promote_types(student.dtype, torch.float32)
+        leading, wide = student.shape[:-1], wide_dtype(student)
         labels = torch.full(leading, NONE, device=student.device) if labels is None else labels
         for name, values in (("labels", labels), ("mask", mask)):
             if values is not None and values.shape != leading:

@@ -27,6 +27,7 @@ from sanov.learning.selection import BEST, Judge
 from sanov.learning.students import Encoder, Fitted, Student, build, clear
 from sanov.learning.teachers import CACHE, with_teacher
 from sanov.learning.training import History, Training, micro_batches, place, shuffled, train
+from sanov.precision import widen
 
 __all__ = ["Component", "Rows", "Validation", "fit", "held_out_rows", "label_loss", "teacher_loss"]
 
@@ -324,7 +325,7 @@ class _Feed:
         logits = model(*(batch[name] for name in self.inputs.names))
         extras = {name: batch[f"{EXTRA}{name}"] for name in self.extras}
         rows = Rows(batch["teacher"], batch["labels"], batch["progress"], extras)
-        return logits.to(torch.promote_types(logits.dtype, torch.float32)), rows
+        return widen(logits), rows
 
     def diagnosis(self, model: nn.Module) -> dict[str, float]:
         """Return gradient norms of the components and their further numbers, on the first batch."""

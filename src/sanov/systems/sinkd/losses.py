@@ -10,6 +10,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from sanov.core.errors import InputError
+from sanov.precision import widen
 from sanov.transport import Plan, pairwise_cost, sinkhorn, sorted_transport_1d
 
 __all__ = ["Gradient", "Transported", "sinkhorn_loss"]
@@ -117,7 +118,7 @@ def sinkhorn_loss(
 
 
 def _softmax(logits: Tensor, temperature: float) -> Tensor:
-    return torch.softmax(logits.to(torch.promote_types(logits.dtype, torch.float32)) / temperature, dim=-1)
+    return torch.softmax(widen(logits) / temperature, dim=-1)
 
 
 def _with_penalty(cost: Tensor, gamma: float) -> Tensor:

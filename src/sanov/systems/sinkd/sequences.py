@@ -25,6 +25,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from sanov.divergences import masked_mean
+from sanov.precision import widen
 from sanov.transport import pairwise_cost, sinkhorn
 
 __all__ = ["SequenceLoss", "ranked_distributions", "sequence_loss"]
@@ -63,7 +64,7 @@ def ranked_distributions(
     -------
     Probabilities, whose sum over the last axis falls short of 1 by that of the tokens left out; equal where masked.
     """
-    logits = logits.to(torch.promote_types(logits.dtype, torch.float32)).masked_fill(~mask.unsqueeze(-1), 0)
+    logits = widen(logits).masked_fill(~mask.unsqueeze(-1), 0)
     probabilities = torch.softmax(_scaled(logits), dim=-1)
     mass = (probabilities.detach() * mask.unsqueeze(-1)).sum(dim=(0, 1))
     order = mass.argsort(descending=True, stable=True)[: top or None]
