@@ -251,7 +251,8 @@ def spoilt(array, row, value):
 
 MISTAKES = {
     "nothing": ([], "no data were given"),
-    "three sources": (["a.csv", "b.csv", "c.csv"], "3 sources"),
+    "four sources": (["a.csv"] * 4, "4 sources"),
+    "three tables": ([frame()] * 3, "3 sources with rows"),
     "missing file": (["none.npz"], "no such file"),
     "missing table": (["none.csv"], "no such file"),
     "unknown array": ([{"inputs": INPUTS, "logits": LOGITS, "lables": LABELS}], "did you mean 'labels'"),

@@ -18,10 +18,12 @@ from sanov.core import files
 from sanov.core.errors import InputError, SanovWarning
 from sanov.data.distillation_sources import Columns, Part, read_part
 from sanov.data.embedded import resolve
+from sanov.data.heads import Head, checked_logits
+from sanov.data.labels import encode_labels, listed
 
-__all__ = ["Columns", "DistilTable", "encode_labels", "read"]
+__all__ = ["Columns", "DistilTable", "Head", "encode_labels", "read"]
 
-TRUTH = {"false": 0, "true": 1}
+SOURCES = "one .npz file or table, or a table of inputs and one of logits or embeddings; and a head alone, if wanted"
 
 # The axes are named for the reader alone (the underscore): `__post_init__` compares them, and tells the user.
 Inputs = Float64[np.ndarray, "_rows _features"] | tuple[str, ...]
@@ -51,6 +53,15 @@ class DistilTable:
         What to call the table in a message.
     source
         The caller's frame, if there was one.
+    embeddings
+        Input of the teacher's last linear layer, by row.
+    head
+        That layer, its columns in the order of ``classes``; embeddings may come without it.
+
+    Raises
+    ------
+    InputError
+        The arrays differ in rows, or the head does not fit the embeddings or the classes.
     """
 
     inputs: Inputs
@@ -62,13 +73,27 @@ class DistilTable:
     extras: Mapping[str, np.ndarray] = field(default_factory=dict)
     name: str = "the table"
     source: Any = None
+    embeddings: Float64[np.ndarray, "_rows _width"] | None = None
+    head: Head | None = None
 
     def __post_init__(self) -> None:
-        by_row = {"logits": self.logits, "labels": self.labels, "ids": self.ids, **self.extras}
+        by_row = {"embeddings": self.embeddings, "logits": self.logits, "labels": self.labels, "ids": self.ids}
+        by_row |= self.extras
         for name, values in by_row.items():
             if values is not None and len(values) != len(self):
                 found = f"inputs has {len(self)} rows and {name} has {len(values)}"
                 raise InputError(found, where=self.name, expected="one row each for every input")
+        if self.head is not None:
+            self._check_head(self.head)
+
+    def _check_head(self, head: Head) -> None:
+        if self.embeddings is None:
+            fix = "add the array `embeddings`, or leave out head_weight and head_bias"
+            raise InputError("there is a head of the teacher, and no embeddings", where=self.name, fix=fix)
+        head.check_width(self.embeddings.shape[1], self.name)
+        if len(head.bias) != len(self.classes):
+            found = f"the teacher's head has {len(head.bias)} classes, and there are {len(self.classes)}"
+            raise InputError(found, where=self.name, expected=listed(self.classes))
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -93,11 +118,12 @@ class DistilTable:
             logits=None if self.logits is None else self.logits[index],
             labels=None if self.labels is None else self.labels[index],
             ids=None if self.ids is None else tuple(self.ids[i] for i in index),
+            embeddings=None if self.embeddings is None else self.embeddings[index],
             extras={name: values[index] for name, values in self.extras.items()},
         )
 
     def aligned(self, classes: Sequence[str]) -> DistilTable:
-        """Return the table with its labels and logits in another order of classes.
+        """Return the table with its labels, logits and head in another order of classes.
 
         Raises
         ------
@@ -107,7 +133,7 @@ class DistilTable:
         classes = tuple(classes)
         if classes == self.classes:
             return self
-        if self.logits is not None:
+        if self.logits is not None or self.head is not None:
             return self._reordered(classes)
         if self.labels is None:
             return replace(self, classes=classes)
@@ -116,20 +142,27 @@ class DistilTable:
 
     def _reordered(self, classes: tuple[str, ...]) -> DistilTable:
         if sorted(classes) != sorted(self.classes):
-            found = f"the classes are {_list(self.classes)}"
-            raise InputError(found, where=self.name, expected=_list(classes), fix="name the columns of logits so")
+            found = f"the classes are {listed(self.classes)}"
+            raise InputError(found, where=self.name, expected=listed(classes), fix="name the columns of logits so")
         order = [self.classes.index(name) for name in classes]
         place = np.append(np.argsort(order), -1)  # the last place is that of the label -1
         labels = None if self.labels is None else place[self.labels].astype(np.int64)
         logits = None if self.logits is None else self.logits[:, order]
-        return replace(self, classes=classes, labels=labels, logits=logits)
+        head = None if self.head is None else self.head.take(order)
+        return replace(self, classes=classes, labels=labels, logits=logits, head=head)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of inputs, logits and labels."""
+        """SHA-256 (hex) of inputs, logits and labels, and of embeddings and head where there are any."""
         arrays = [array for array in (self.inputs, self.logits, self.labels) if array is not None]
         parts = [files.digest(list(a) if isinstance(a, tuple) else a.tobytes()) for a in arrays]
         shapes = [np.shape(array) for array in arrays]
-        return files.digest([*parts, shapes, list(self.classes)])
+        return files.digest([*parts, shapes, list(self.classes), *self._digests_inside()])
+
+    def _digests_inside(self) -> list[Any]:
+        """Of what lies inside the teacher: nothing where nothing is known of it."""
+        head = {} if self.head is None else {"head_weight": self.head.weight, "head_bias": self.head.bias}
+        arrays = {} if self.embeddings is None else {"embeddings": self.embeddings, **head}
+        return [[name, files.digest(array.tobytes()), array.shape] for name, array in arrays.items()]
 
 
 def read(sources: Sequence[Any], columns: Columns | None = None) -> DistilTable:
@@ -139,10 +172,15 @@ def read(sources: Sequence[Any], columns: Columns | None = None) -> DistilTable:
     ----------
     sources
         One ``.npz`` file or mapping with the arrays ``inputs`` [rows, features] (or one text a row), ``logits`` [rows,
-        classes], ``labels``, ``ids`` and ``classes``, all but the first optional; or one table; or two of either, of
-        which the one holds the logits and both hold row ids. ``embedded:digits`` needs no file.
+        classes], ``embeddings`` [rows, width], ``head_weight`` [width, classes], ``head_bias``, ``labels``, ``ids`` and
+        ``classes``, all but the first optional; or one table; or two of either, of which the one holds the teacher's
+        logits or embeddings and both hold row ids. One more may hold the head alone. ``embedded:digits`` needs no file.
     columns
         The user's names of columns; None for the usual ones.
+
+    Returns
+    -------
+    The table; where embeddings and head were given, its logits are checked against them, or formed from them.
 
     Raises
     ------
@@ -151,55 +189,107 @@ def read(sources: Sequence[Any], columns: Columns | None = None) -> DistilTable:
     """
     if len(sources) == 1 and isinstance(sources[0], DistilTable):
         return sources[0]
-    if not 1 <= len(sources) <= 2:
-        expected = "one .npz file or table, or a table of inputs and a table of logits"
-        found, fix = f"{len(sources)} sources were given", ""
-        if not sources:
-            found, fix = "no data were given", "name a file, or embedded:digits, which needs none"
-        raise InputError(found, expected=expected, fix=fix)
     columns = columns or Columns()
-    parts = [read_part(resolve(source), columns) for source in sources]
-    part = parts[0] if len(parts) == 1 else _join(parts, columns)
+    part = _one(sources, columns)
     if part.inputs is None:
         fix = "add a column of text or numeric columns of features"
+        if part.embeddings is not None and part.columns:
+            fix += (
+                f" (columns {columns.embeddings}... are the teacher's embeddings; map.embeddings= makes them features)"
+            )
         raise InputError("there are no inputs for the student", where=part.name, fix=fix)
+    logits = part.logits
+    if part.head is not None and part.embeddings is not None:
+        logits = checked_logits(part.embeddings, part.head, logits, name=part.name)
     if part.logits is not None:
-        _check_logits(part)
-    labels, classes = None, part.classes or ()
+        _check_logits(part.logits, part.name)
+    labels, classes = None, part.classes or (() if logits is None else tuple(map(str, range(logits.shape[1]))))
     if part.labels is not None:
-        labels, classes = encode_labels(part.labels, part.classes, name=part.name)
+        labels, classes = encode_labels(part.labels, classes or None, name=part.name)
     ids = None if part.ids is None else _unique(part)
     return DistilTable(
-        part.inputs, classes, part.logits, labels, ids, part.features, name=part.name, source=part.source
+        part.inputs,
+        classes,
+        logits,
+        labels,
+        ids,
+        part.features,
+        name=part.name,
+        source=part.source,
+        embeddings=part.embeddings,
+        head=part.head,
     )
 
 
-# -- two sources ------------------------------------------------------------------------------------------------------
+# -- several sources --------------------------------------------------------------------------------------------------
+
+
+def _one(sources: Sequence[Any], columns: Columns) -> Part:
+    """Read all sources, and make one of them."""
+    if not 1 <= len(sources) <= 3:
+        found, fix = f"{len(sources)} sources were given", ""
+        if not sources:
+            found, fix = "no data were given", "name a file, or embedded:digits, which needs none"
+        raise InputError(found, expected=SOURCES, fix=fix)
+    parts = [read_part(resolve(source), columns) for source in sources]
+    for name in {"logits", "embeddings"} & columns.model_fields_set:
+        prefix = getattr(columns, name)
+        if prefix and all(getattr(part, name) is None for part in parts):
+            where, fix = parts[0].name, f"the columns are: {', '.join(parts[0].columns)}"
+            raise InputError(f"no column begins with {prefix!r}", where=where, fix=fix)
+    heads = [part for part in parts if part.is_head_alone]
+    parts = [part for part in parts if not part.is_head_alone]
+    if len(heads) > 1 or not 1 <= len(parts) <= 2:
+        found = f"{len(parts)} sources with rows were given, and {len(heads)} that hold a head alone"
+        raise InputError(found, expected=SOURCES)
+    part = parts[0] if len(parts) == 1 else _join(parts, columns)
+    return _with_head(part, heads[0]) if heads else part
+
+
+def _with_head(part: Part, head: Part) -> Part:
+    if part.head is not None:
+        raise InputError("both hold the teacher's head", where=f"{part.name} and {head.name}", fix="drop one")
+    if part.classes and head.classes and part.classes != head.classes:
+        found = f"the classes are {listed(head.classes)}"
+        raise InputError(found, where=head.name, expected=f"{listed(part.classes)}, as in {part.name}")
+    return replace(part, head=head.head, classes=part.classes or head.classes)
 
 
 def _join(parts: list[Part], columns: Columns) -> Part:
-    """Give the rows of the table of inputs the logits of the same ids."""
-    with_logits = [part for part in parts if part.logits is not None]
-    if len(with_logits) != 1:
+    """Give the rows of the table of inputs the teacher's logits and embeddings of the same ids."""
+    of_teacher = [part for part in parts if part.logits is not None or part.embeddings is not None]
+    if len(of_teacher) != 1:
         names = " and ".join(part.name for part in parts)
-        found = "both hold logits" if with_logits else f"neither has a column that begins with {columns.logits!r}"
-        raise InputError(found, where=names, expected="inputs in the one and logits in the other")
-    teacher = with_logits[0]
+        found = f"neither has a column that begins with {columns.logits!r}"
+        if of_teacher:
+            found = (
+                "both hold logits" if all(part.logits is not None for part in parts) else "both hold the teacher's part"
+            )
+        raise InputError(found, where=names, expected="inputs in the one and logits (or embeddings) in the other")
+    teacher = of_teacher[0]
     inputs = next(part for part in parts if part is not teacher)
     for part in parts:
         if part.ids is None:
             fix = f"add one, name it by map.id=NAME, or put inputs and logits in one file (found: {part.name})"
             raise InputError(f"there is no column {columns.id!r} of row ids", where=part.name, fix=fix)
-    wanted, place = _unique(inputs), {key: row for row, key in enumerate(_unique(teacher))}
-    absent = [key for key in wanted if key not in place]
-    if absent:
-        found = f"{len(absent)} of {len(wanted)} row ids of {inputs.name} have no logits ({_list(absent[:3])})"
-        raise InputError(found, where=teacher.name, fix="add their logits, or leave those rows out")
-    rows = [place[key] for key in wanted]
+    rows = _places(inputs, teacher)
     labels = inputs.labels
     if labels is None and teacher.labels is not None:
         labels = [teacher.labels[row] for row in rows]
-    return replace(inputs, logits=teacher.logits[rows], classes=teacher.classes, labels=labels)
+    logits, embeddings = (None if x is None else x[rows] for x in (teacher.logits, teacher.embeddings))
+    head, classes = teacher.head or inputs.head, teacher.classes or inputs.classes
+    return replace(inputs, logits=logits, embeddings=embeddings, head=head, classes=classes, labels=labels)
+
+
+def _places(inputs: Part, teacher: Part) -> list[int]:
+    """Rows of the teacher, in the order of the inputs."""
+    wanted, place = _unique(inputs), {key: row for row, key in enumerate(_unique(teacher))}
+    absent = [key for key in wanted if key not in place]
+    if absent:
+        what = "logits" if teacher.logits is not None else "embeddings"
+        found = f"{len(absent)} of {len(wanted)} row ids of {inputs.name} have no {what} ({listed(absent[:3])})"
+        raise InputError(found, where=teacher.name, fix=f"add their {what}, or leave those rows out")
+    return [place[key] for key in wanted]
 
 
 def _unique(part: Part) -> tuple[str, ...]:
@@ -213,92 +303,14 @@ def _unique(part: Part) -> tuple[str, ...]:
     return tuple(key for key in ids if key is not None)
 
 
-# -- labels and logits ------------------------------------------------------------------------------------------------
-
-
-def encode_labels(
-    labels: Sequence[str | None], classes: Sequence[str] | None, *, name: str
-) -> tuple[Int64[np.ndarray, " rows"], tuple[str, ...]]:
-    """Turn labels into indices of classes; -1 where there is none.
-
-    Parameters
-    ----------
-    labels
-        Names of classes; or their numbers, counted from 0. None means that a row has no label, and so does ``"-1"``
-        where no class has that name. ``"true"`` and ``"false"`` are the classes of those names, in whatever case; where
-        classes are numbered, 1 and 0.
-    classes
-        Names of the classes; None takes those that occur.
-    name
-        What to call the table in a message.
-
-    Raises
-    ------
-    InputError
-        A label that is no class, with its row; labels that can be read in two ways.
-    """
-    unlabelled = {None} if "-1" in (classes or ()) else {None, "-1"}
-    present = {label for label in labels if label is not None and label not in unlabelled}
-    numbers = all(label.isdecimal() for label in present)
-    if classes is None:
-        top = max((int(label) for label in present), default=-1) if numbers else -1
-        names = tuple(map(str, range(top + 1))) if numbers and top < 1000 else tuple(sorted(present))
-    else:
-        names = tuple(classes)
-    _refuse_two_readings(labels, present, names, name)
-    index: dict[str | None, int] = dict.fromkeys(unlabelled, -1)
-    if numbers and not any(_is_whole(name) for name in names):
-        index |= {str(place): place for place in range(len(names))}
-    else:
-        index |= _truths(present, names) | {name: place for place, name in enumerate(names)}
-    for row, label in enumerate(labels, start=1):
-        if label not in index:
-            expected = f"0 to {len(names) - 1}" if numbers else f"one of {_list(names)}"
-            raise InputError(f"the label is {label!r}", where=f"{name}, row {row}", expected=expected)
-    return np.array([index[label] for label in labels], dtype=np.int64), names
-
-
-def _refuse_two_readings(labels: Sequence[str | None], present: set[str], names: Sequence[str], where: str) -> None:
-    """Refuse numbers that most people mean otherwise than they would be read."""
-    signs = "-1" in labels and present in ({"1"}, {"+1"})
-    if signs and set(names) <= {"0", "1", "+1"}:
-        fix = "for two classes write 0 and 1 (or name them: logit_-1, logit_1), for rows without a label leave it empty"
-        raise InputError("the labels are -1 and 1, and -1 means that there is no label", where=where, fix=fix)
-    places = {name.lower(): place for place, name in enumerate(names)}
-    crossed = any(places.get(word, number) != number for word, number in TRUTH.items())
-    if crossed and present & {"0", "1"}:
-        expected = "true and false, as the classes are named"
-        raise InputError("the labels are 0 and 1", where=where, expected=expected, fix="write the labels so")
-
-
-def _truths(present: set[str], names: Sequence[str]) -> dict[str | None, int]:
-    """Where labels are true and false, the place of each: by name in any case, or by number."""
-    if not {label.lower() for label in present} <= set(TRUTH):
-        return {}
-    places = {name.lower(): place for place, name in enumerate(names)}
-    if not places.keys() & set(TRUTH):
-        places = {word: places[str(number)] for word, number in TRUTH.items() if str(number) in places}
-    return {label: places[label.lower()] for label in present if label.lower() in places}
-
-
-def _is_whole(name: str) -> bool:
-    return name.removeprefix("-").removeprefix("+").isdecimal()
-
-
-def _check_logits(part: Part) -> None:
-    logits = part.logits
+def _check_logits(logits: np.ndarray, name: str) -> None:
     if logits.shape[1] < 2:
         fix = "for a teacher with one output z give the two logits 0 and z"
-        raise InputError("there is one class", where=f"{part.name}, logits", expected="at least two", fix=fix)
+        raise InputError("there is one class", where=f"{name}, logits", expected="at least two", fix=fix)
     if (logits >= 0).all() and np.allclose(logits.sum(axis=1), 1.0, atol=1e-3):
         text = "the logits look like probabilities (none is negative and each row sums to 1). Pass their logarithms"
     elif (logits == np.rint(logits)).all():
         text = "the logits are whole numbers, which is unusual. Pass the teacher's outputs before softmax"
     else:
         return
-    warnings.warn(f"{part.name}: {text}.", SanovWarning, stacklevel=3)
-
-
-def _list(names: Sequence[str]) -> str:
-    shown = ", ".join(repr(name) for name in names[:6])
-    return shown if len(names) <= 6 else f"{shown} and {len(names) - 6} more"
+    warnings.warn(f"{name}: {text}.", SanovWarning, stacklevel=3)

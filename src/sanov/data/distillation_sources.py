@@ -15,11 +15,22 @@ import polars as pl
 from sanov.core import frames
 from sanov.core.errors import InputError
 from sanov.core.options import Options, option
+from sanov.data.heads import Head
 
 __all__ = ["Columns", "Part", "read_part"]
 
 EXACT = 2**53  # up to here a float is one whole number
-ARRAYS = ("inputs", "logits", "labels", "ids", "classes")  # what an .npz file may hold
+ARRAYS = (
+    "inputs",
+    "logits",
+    "embeddings",
+    "head_weight",
+    "head_bias",
+    "labels",
+    "ids",
+    "classes",
+)  # what .npz may hold
+ROWS = {"inputs", "logits", "embeddings", "head_weight"}  # of which one tells arrays from columns
 
 
 class Columns(Options):
@@ -31,6 +42,11 @@ class Columns(Options):
         "Prefix of the columns of teacher logits (what follows it names the class), or one column of lists.",
         source="choice",
     )
+    embeddings: str = option(
+        "embedding_",
+        "Prefix of the columns of teacher embeddings (input of its last linear layer), or one column of lists.",
+        source="choice",
+    )
     text: str = option("text", "Column of texts; without it all other columns are features.", source="choice")
     id: str = option("id", "Column of row ids, by which two tables are joined.", source="choice")
     ignore: tuple[str, ...] = option((), "Columns to leave out.", source="choice: all are used")
@@ -39,7 +55,7 @@ class Columns(Options):
 
 @dataclass(frozen=True, eq=False)
 class Part:
-    """What one source holds."""
+    """What one source holds; ``classes`` only where it names them, ``columns`` those of a table."""
 
     name: str
     source: Any = None
@@ -49,6 +65,15 @@ class Part:
     classes: tuple[str, ...] | None = None
     labels: list[str | None] | None = None
     ids: list[str | None] | None = None
+    embeddings: Any = None
+    head: Head | None = None
+    columns: tuple[str, ...] = ()
+
+    @property
+    def is_head_alone(self) -> bool:
+        """Whether there is a teacher's head, and nothing by row."""
+        rows = (self.inputs, self.logits, self.embeddings, self.labels, self.ids)
+        return self.head is not None and all(values is None for values in rows)
 
 
 def read_part(source: Any, columns: Columns) -> Part:
@@ -68,7 +93,7 @@ def read_part(source: Any, columns: Columns) -> Part:
     """
     if frames.is_path(source) and Path(source).suffix.lower() == ".npz":
         return _from_arrays(_load(Path(source)), name=str(source))
-    if isinstance(source, Mapping) and {"inputs", "logits"} & source.keys() and not _is_flat(source):
+    if isinstance(source, Mapping) and ROWS & source.keys() and not _is_flat(source):
         return _from_arrays(source, name="the dictionary")
     names = (columns.label, columns.text, columns.id)
     frame = frames.read_frame(source, delimiter=columns.delimiter or None, text=names)
@@ -100,14 +125,31 @@ def _from_arrays(arrays: Mapping[str, Any], name: str) -> Part:
             raise InputError(f"the array {other!r} is not known", where=name, expected=", ".join(ARRAYS), fix=fix)
     found = {key: np.asarray(values) for key, values in arrays.items()}
     inputs, features = _inputs(found["inputs"], name) if "inputs" in found else (None, ())
-    logits = _matrix(found["logits"], "logits", name) if "logits" in found else None
+    logits, embeddings = (_matrix(found[k], k, name) if k in found else None for k in ("logits", "embeddings"))
+    head = _head(found, name)
     classes = tuple(map(str, found["classes"])) if "classes" in found else None
-    if classes is None and logits is not None:
-        classes = tuple(map(str, range(logits.shape[1])))
-    if classes is not None and logits is not None and len(classes) != logits.shape[1]:
-        raise InputError(f"logits has {logits.shape[1]} columns and classes {len(classes)} names", where=name)
+    for array, columns in (("logits", logits), ("head_weight", None if head is None else head.weight)):
+        if classes is not None and columns is not None and len(classes) != columns.shape[1]:
+            raise InputError(f"{array} has {columns.shape[1]} columns and classes {len(classes)} names", where=name)
     cells = {key: _cells(pl.Series(_flat(found[key], key, name))) for key in ("labels", "ids") if key in found}
-    return Part(name, None, inputs, features, logits, classes, cells.get("labels"), cells.get("ids"))
+    labels, ids = cells.get("labels"), cells.get("ids")
+    return Part(name, None, inputs, features, logits, classes, labels, ids, embeddings, head)
+
+
+def _head(found: Mapping[str, np.ndarray], name: str) -> Head | None:
+    given = [array for array in ("head_weight", "head_bias") if array in found]
+    if not given:
+        return None
+    if len(given) == 1:
+        fix = "give both; a head without bias has one of zeros"
+        raise InputError(f"there is an array {given[0]!r} without the other half of the head", where=name, fix=fix)
+    bias = _flat(found["head_bias"], "head_bias", name)
+    try:
+        return Head(_matrix(found["head_weight"], "head_weight", name), _matrix(bias[None], "head_bias", name)[0])
+    except InputError as error:
+        if error.where == "the teacher's head":
+            error = InputError(error.found, where=name, expected=error.expected, fix=error.fix)
+        raise error from None
 
 
 def _inputs(values: np.ndarray, name: str) -> tuple[Any, tuple[str, ...]]:
@@ -144,31 +186,32 @@ def _from_frame(frame: pl.DataFrame, columns: Columns, name: str, source: Any) -
     named = [getattr(columns, key) for key in ("label", "text", "id") if key in columns.model_fields_set]
     frames.check_columns(frame, [*columns.ignore, *named], name=name)
     frame = frame.drop(columns.ignore)
-    logits, classes, used = _frame_logits(frame, columns, name)
+    logits, classes, used = _frame_matrix(frame, columns, "logits", name)
+    embeddings, _, also = _frame_matrix(frame, columns, "embeddings", name)
     cells = {key: _cells(frame[key]) if key in frame.columns else None for key in (columns.label, columns.id)}
     if columns.text in frame.columns:
         inputs: Any = _texts(frame[columns.text], name)
         features: tuple[str, ...] = (columns.text,)
     else:
-        features = tuple(column for column in frame.columns if column not in {*used, columns.label, columns.id})
+        others = {*used, *also, columns.label, columns.id}
+        features = tuple(column for column in frame.columns if column not in others)
         inputs = frames.numeric(frame, features, name=name) if features else None
-    return Part(name, source, inputs, features, logits, classes, cells[columns.label], cells[columns.id])
+    labels, ids = cells[columns.label], cells[columns.id]
+    return Part(name, source, inputs, features, logits, classes, labels, ids, embeddings, columns=tuple(frame.columns))
 
 
-def _frame_logits(frame: pl.DataFrame, columns: Columns, name: str) -> tuple[Any, tuple[str, ...] | None, list[str]]:
-    """Logits, names of the classes, and the columns that held them."""
-    for column in (columns.logits, columns.logits.removesuffix("_"), f"{columns.logits.removesuffix('_')}s"):
+def _frame_matrix(
+    frame: pl.DataFrame, columns: Columns, field: str, name: str
+) -> tuple[Any, tuple[str, ...] | None, list[str]]:
+    """Logits or embeddings, what follows the prefix in each column's name, and the columns that held them."""
+    prefix = getattr(columns, field)
+    for column in (prefix, prefix.removesuffix("_"), f"{prefix.removesuffix('_')}s"):
         if column in frame.columns and isinstance(frame[column].dtype, pl.List | pl.Array):
-            logits = _list_column(frame[column], f"{name}, column {column!r}")
-            return logits, tuple(map(str, range(logits.shape[1]))), [column]
-    used = [column for column in frame.columns if column.startswith(columns.logits)] if columns.logits else []
+            return _list_column(frame[column], f"{name}, column {column!r}"), None, [column]
+    used = [column for column in frame.columns if column.startswith(prefix)] if prefix else []
     if not used:
-        if "logits" in columns.model_fields_set:
-            found = f"no column begins with {columns.logits!r}"
-            raise InputError(found, where=name, fix=f"the columns are: {', '.join(frame.columns)}")
         return None, None, []
-    names = tuple(column.removeprefix(columns.logits) for column in used)
-    return frames.numeric(frame, used, name=name), names, used
+    return frames.numeric(frame, used, name=name), tuple(column.removeprefix(prefix) for column in used), used
 
 
 def _list_column(cells: pl.Series, where: str) -> np.ndarray:
@@ -178,7 +221,7 @@ def _list_column(cells: pl.Series, where: str) -> np.ndarray:
     row = next((i for i, length in enumerate(lengths) if length != width or length < 1), None)
     if row is not None:
         found = "the cell is missing" if lengths[row] < 0 else f"the list has {lengths[row]} numbers"
-        expected = f"{width} numbers, as in row 1" if row else "one number for each class"
+        expected = f"{width} numbers, as in row 1" if row else "at least one number"
         raise InputError(found, where=f"{where}, row {row + 1}", expected=expected)
     try:
         matrix = np.asarray(lists, dtype=np.float64)
