@@ -172,3 +172,36 @@ def risk_of_design(statistics, weights, clusters, multipliers, model=None):
     covariance = np.einsum("c,ci,cj->ij", multipliers, sums, sums) / total
     skewness = np.einsum("c,ci,cj,ck->ijk", multipliers, sums, sums, sums) / total
     return np.array(risk_by_duality(second, third, fourth, covariance, skewness))
+
+
+# -- subclasses, with NumPy alone ---------------------------------------------------------------------------------------
+
+
+def subclass_coordinates_by_hand(embeddings, members, head, subclasses, rotation):
+    """Null space, principal directions by SVD (sign of the largest score), rotation, class mean, pooled deviation."""
+    h = np.asarray(embeddings, dtype=float)
+    if head is not None:
+        h = h - h @ head @ np.linalg.pinv(head.T @ head) @ head.T
+    found, spread = [], []
+    for c in range(max(members) + 1):
+        rows = h[np.asarray(members) == c]
+        centred = rows - rows.mean(axis=0)
+        directions = np.linalg.svd(centred, full_matrices=False)[2][:subclasses]
+        for direction in directions:
+            scores = centred @ direction
+            direction *= np.sign(scores[np.argmax(np.abs(scores))])
+        rotated = directions.T @ rotation
+        found.append((h - rows.mean(axis=0)) @ rotated)
+        spread.append(centred @ rotated)
+    return np.stack(found, axis=1) / np.sqrt(np.mean(np.concatenate(spread) ** 2))
+
+
+def subclass_targets_by_hand(logits, coordinates, temperature, subclass_temperature):
+    """p_c p_{s|c}, an entry at a time."""
+    targets = np.zeros(np.shape(coordinates))
+    for i, row in enumerate(logits):
+        p = [math.exp(x / temperature) for x in row]
+        for c in range(len(row)):
+            weights = [math.exp(z / subclass_temperature) for z in coordinates[i][c]]
+            targets[i, c] = [p[c] / sum(p) * w / sum(weights) for w in weights]
+    return targets

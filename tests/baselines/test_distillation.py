@@ -9,14 +9,13 @@ from scipy.special import log_softmax, rel_entr, softmax
 from typer.testing import CliRunner
 
 from sanov.baselines import distillation
-from sanov.baselines.distillation import LOSSES, Config, components, row_loss, sorted_l1
+from sanov.baselines.distillation import ROW_LOSSES, Config, components, decoupled, row_loss, sorted_l1
 from sanov.cli import app
 from sanov.core.errors import InputError
 from sanov.data.distillation import DistilTable
 from sanov.learning.components import Rows, teacher_loss
 from sanov.systems import sinkd
 
-ROW_LOSSES = LOSSES[1:]  # all but the labels alone
 TEMPERATURE = 1.7
 generator = torch.Generator().manual_seed(0)
 STUDENT, TEACHER = torch.randn(2, 5, 4, generator=generator, dtype=torch.float64)
@@ -93,6 +92,31 @@ def test_kl_has_the_gradient_of_the_cross_entropy_form():
     assert torch.allclose(*gradients, atol=1e-14)
 
 
+LABELS = torch.tensor([0, 3, 1, 2, 0])
+
+
+@pytest.mark.parametrize("weight", [0.0, 1.0, 8.0])
+def test_the_decoupled_loss_is_as_defined(weight):
+    found = decoupled(STUDENT, TEACHER, LABELS, TEMPERATURE, weight)
+    expected = []
+    for s, t, y in zip(STUDENT.numpy(), TEACHER.numpy(), LABELS.tolist(), strict=True):
+        p, q = softmax(t / TEMPERATURE), softmax(s / TEMPERATURE)
+        own = rel_entr([p[y], 1 - p[y]], [q[y], 1 - q[y]]).sum()
+        others = rel_entr(np.delete(p, y) / (1 - p[y]), np.delete(q, y) / (1 - q[y])).sum()
+        expected.append(own + weight * others)
+    assert found.numpy() == pytest.approx(np.array(expected), rel=1e-12)
+    student = STUDENT.clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: decoupled(x, TEACHER, LABELS, TEMPERATURE, weight).sum(), student)
+
+
+def test_the_decoupled_loss_of_two_classes_is_kl():
+    """There is one other class: its share of the rest is 1 for both, and the weight does not matter."""
+    student, teacher = STUDENT[:, :2], TEACHER[:, :2]
+    for weight in (0.0, 8.0):
+        found = decoupled(student, teacher, LABELS % 2, TEMPERATURE, weight)
+        assert torch.allclose(found, row_loss("kl", student, teacher, TEMPERATURE), atol=1e-14, rtol=0)
+
+
 def test_half_precision_is_computed_in_single():
     half = row_loss("kl", STUDENT.half(), TEACHER.half())
     assert half.dtype == torch.float32
@@ -127,7 +151,7 @@ def table():
     return DistilTable(inputs, ("a", "b", "c"), logits, labels.astype(np.int64))
 
 
-@pytest.mark.parametrize("name", LOSSES)
+@pytest.mark.parametrize("name", ["ce", "decoupled", *ROW_LOSSES])
 def test_a_student_learns_under_every_loss(table, name):
     config = Config.model_validate({"loss": name, "alpha": 0.5, **SMALL})
     fitted = distillation.fit(table, config)
@@ -152,6 +176,57 @@ def test_kl_is_the_transport_system_without_transport(table):
     ours = distillation.fit(table, Config.model_validate({"loss": "kl", **config})).logits(table)
     theirs = sinkd.fit(table, sinkd.Config.model_validate({"transport_weight": 0.0, **config})).logits(table)
     assert np.allclose(log_softmax(ours, axis=1), log_softmax(theirs, axis=1), atol=1e-3)
+
+
+def with_embeddings(table, width=3):
+    """Embeddings that are a linear map of the inputs: a linear student can repeat them exactly."""
+    from dataclasses import replace
+
+    mixing = np.random.default_rng(1).standard_normal((table.inputs.shape[1], width))
+    return replace(table, embeddings=5 + 40 * table.inputs @ mixing)
+
+
+def test_hints_are_learned_beside_the_classes_and_not_used_afterwards(table):
+    long = {**SMALL["training"], "epochs": 60}
+    config = Config.model_validate({"loss": "kl", "hint_weight": 1.0, "training": long, "student": {"depth": 0}})
+    fitted = distillation.fit(with_embeddings(table), config)
+    assert fitted.hints == 3
+    assert fitted.history["loss_hint"][-1] < 0.02 * fitted.history["loss_hint"][0]
+    assert fitted.logits(table).shape == (180, 3)
+    assert distillation.apply(table, config, fitted=fitted).values["accuracy"] > 0.9
+
+
+def test_a_student_with_hints_is_saved_and_found_again(table, tmp_path):
+    config = Config.model_validate({"hint_weight": 0.1, **SMALL})
+    fitted = distillation.fit(with_embeddings(table), config, out=tmp_path / "student")
+    again = distillation.Fitted.load(tmp_path / "student")
+    assert np.array_equal(fitted.logits(table), again.logits(table))
+
+
+def test_the_first_hint_loss_by_hand(table):
+    """Embeddings are centred and divided by one standard deviation; the mean is over rows and numbers."""
+    data = with_embeddings(table)
+    options = {"epochs": 1, "batch_size": 180, "learning_rate": 1e-3}
+    config = Config.model_validate({"hint_weight": 2.0, "training": options, "validation": {"share": 0}})
+    fitted = distillation.fit(data, config)
+    from sanov.learning.students import Encoder, Student, build
+
+    encoder = Encoder.of(data, Student())
+    untrained = build(encoder, Student(), 6, seed=0)
+    with torch.no_grad():
+        hint = untrained(encoder.encode(data).values)[:, 3:].double().numpy()
+    centred = data.embeddings - data.embeddings.mean(axis=0)
+    expected = np.mean((hint - centred / centred.std()) ** 2)
+    assert fitted.history["loss_hint"][0] == pytest.approx(expected, rel=1e-5)
+
+
+def test_what_hints_and_the_decoupled_loss_need(table):
+    from dataclasses import replace
+
+    with pytest.raises(InputError, match=r"no teacher embeddings.*hint_weight=0"):
+        distillation.fit(table, Config.model_validate({"hint_weight": 1.0, **SMALL}))
+    with pytest.raises(InputError, match="the decoupled loss needs them"):
+        distillation.fit(replace(table, labels=None), Config.model_validate({"loss": "decoupled", **SMALL}))
 
 
 def test_from_the_command_line(table, tmp_path, monkeypatch):

@@ -9,7 +9,12 @@ for teacher logits t and student logits s, with p = softmax(t / T), q = softmax(
     kl               KL(p || q)                          reverse_kl       KL(q || p)
     jensen_shannon   KL(p || m)/2 + KL(q || m)/2         total_variation  sum_c |p_c - q_c| / 2        m = (p + q)/2
     sorted_l1        sum_c |p_(c) - q_(c)|               squared_error    mean_c (t_c - s_c)^2
+    decoupled        KL of (p_y, 1 - p_y) + w KL of p and q among the other classes, for the label y
     ce               0: the labels alone
+
+and with ``hint_weight`` a regression of the teacher's embeddings from the student's last hidden layer (FitNet)::
+
+    + hint_weight mean_i ||A h_s(x_i) + a - (h_t(x_i) - mean) / sd||^2 / D
 
 No term is multiplied by T^2: a temperature above 1 makes the teacher's share smaller, which alpha can undo. ``sorted_l1``
 compares probabilities by rank (universal logit distillation), so it needs no common order of classes, and cannot teach
@@ -18,19 +23,22 @@ which class is which.
 Deviations from the papers
 --------------------------
 ``kl`` is the divergence, and 0 where student and teacher agree; the cross-entropy form differs from it by the teacher's
-entropy, and has the same gradient. Hinton et al. multiply by T^2.
+entropy, and has the same gradient. Hinton et al. multiply by T^2, and so do the authors of ``decoupled``, which for two
+classes is ``kl``: there is one other class. FitNet trains the hidden layer first and distils then; here both at once,
+and embeddings are standardised, so that the weight has no unit.
 
-Reference: hinton2015distilling; boizard2024uld (sorted_l1).
+Reference: hinton2015distilling; boizard2024uld (sorted_l1); zhao2022decoupled; romero2015fitnets.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal, get_args
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from sanov.core.answers import Answer
@@ -41,16 +49,18 @@ from sanov.data.distillation_sources import Columns
 from sanov.divergences import jensen_shannon, kl, total_variation
 from sanov.learning import distil, predictions, teachers
 from sanov.learning.distil import Component, Rows, Validation
+from sanov.learning.readout import Readout, on_classes
 from sanov.learning.students import Fitted, Student
 from sanov.learning.training import Training
 from sanov.precision import wide_dtype
 
 __all__ = [
-    "LOSSES",
+    "ROW_LOSSES",
     "Config",
     "Fitted",
     "apply",
     "components",
+    "decoupled",
     "divergence_component",
     "fit",
     "read",
@@ -58,8 +68,11 @@ __all__ = [
     "sorted_l1",
 ]
 
-Name = Literal["ce", "kl", "reverse_kl", "jensen_shannon", "total_variation", "sorted_l1", "squared_error"]
-LOSSES: tuple[Name, ...] = get_args(Name)
+ByRow = Literal["kl", "reverse_kl", "jensen_shannon", "total_variation", "sorted_l1", "squared_error"]
+Name = Literal["ce", "decoupled", ByRow]
+ROW_LOSSES: tuple[ByRow, ...] = get_args(ByRow)
+TINY = 1e-12  # of a standard deviation
+HINT = "hint"  # the table's extra array of standardised embeddings
 
 
 class Config(Options):
@@ -71,6 +84,18 @@ class Config(Options):
     )
     temperature: float = option(
         2.0, "Temperature T of both softmaxes.", source="choice: as in the released code of SinKD", gt=0
+    )
+    non_target_weight: float = option(
+        8.0,
+        "Of the other classes in the decoupled loss.",
+        source="zhao2022decoupled: 8 on CIFAR-100 for most pairs",
+        ge=0,
+    )
+    hint_weight: float = option(
+        0.0,
+        "Weight of the regression of the teacher's embeddings; 0 for none.",
+        source="romero2015fitnets; choice",
+        ge=0,
     )
     teacher: str = option("", "Folder of a Hugging Face classifier; empty where the data hold logits.", source="choice")
     map: Columns = Columns()
@@ -122,7 +147,7 @@ def row_loss(
     Parameters
     ----------
     name
-        One of `LOSSES` but ``ce``.
+        One of `ROW_LOSSES`.
     student_logits, teacher_logits
         Of the same rows. No gradient reaches the teacher. Half precision is computed in float32.
     temperature
@@ -134,7 +159,7 @@ def row_loss(
         Unknown name, or shapes that differ.
     """
     if name not in DIVERGENCES and name != "squared_error":
-        raise InputError(f"the loss is {name!r}", where="loss", expected=f"one of {', '.join(LOSSES[1:])}")
+        raise InputError(f"the loss is {name!r}", where="loss", expected=f"one of {', '.join(ROW_LOSSES)}")
     if student_logits.shape != teacher_logits.shape:
         found = f"student logits of shape {list(student_logits.shape)}, teacher logits {list(teacher_logits.shape)}"
         raise InputError(found, where=name, expected="the same rows and classes in both")
@@ -146,13 +171,50 @@ def row_loss(
     return DIVERGENCES[name](log_p, log_q)
 
 
+def decoupled(
+    student_logits: Float[Tensor, "*rows classes"],
+    teacher_logits: Float[Tensor, "*rows classes"],
+    labels: Int64[Tensor, "*rows"],
+    temperature: float = 1.0,
+    non_target_weight: float = 8.0,
+) -> Float[Tensor, "*rows"]:
+    """Distillation of the label's probability, and apart from it of the other classes', for each row.
+
+    Parameters
+    ----------
+    student_logits, teacher_logits
+        Of the same rows. No gradient reaches the teacher.
+    labels
+        Class of each row.
+    temperature
+        T of all softmaxes.
+    non_target_weight
+        w; with 1 - p_y in its place the sum would be KL(p || q).
+
+    Reference
+    ---------
+    zhao2022decoupled, eq. 7.
+    """
+    target = torch.nn.functional.one_hot(labels, student_logits.shape[-1]).bool()
+    logs = [logits / temperature for logits in (teacher_logits.detach(), student_logits)]
+    binary = [
+        torch.stack(
+            [x.masked_fill(~target, -torch.inf).logsumexp(-1), x.masked_fill(target, -torch.inf).logsumexp(-1)], -1
+        )
+        for x in logs
+    ]
+    others = [x.masked_fill(target, -torch.inf) for x in logs]
+    of_label, of_others = (kl(*(torch.log_softmax(x, dim=-1) for x in pair)) for pair in (binary, others))
+    return of_label + non_target_weight * of_others
+
+
 def divergence_component(name: Name, weight: float = 1.0, temperature: float = 2.0) -> Component:
     """Return a divergence as a component for `learning.distil.fit`.
 
     Parameters
     ----------
     name
-        One of `LOSSES` but ``ce``.
+        One of `ROW_LOSSES`.
     weight
         Of the component.
     temperature
@@ -166,11 +228,37 @@ def divergence_component(name: Name, weight: float = 1.0, temperature: float = 2
 
 
 def components(config: Config) -> list[Component]:
-    """Return the terms of the objective: labels and teacher, or for ``ce`` the labels alone."""
+    """Return the terms of the objective without the hint: labels and teacher, or for ``ce`` the labels alone."""
     if config.loss == "ce":
         return [distil.label_loss()]
+    if config.loss == "decoupled":
+        return [distil.label_loss(1 - config.alpha), _decoupled_component(config)]
     teacher = divergence_component(config.loss, config.alpha, config.temperature)
     return [distil.label_loss(1 - config.alpha), teacher]
+
+
+def _decoupled_component(config: Config) -> Component:
+    def loss(student_logits: Tensor, rows: Rows) -> Tensor:
+        kept = rows.labels >= 0
+        given = (student_logits[kept], rows.teacher[kept], rows.labels[kept])
+        return decoupled(*given, config.temperature, config.non_target_weight).sum()
+
+    return Component("teacher", loss, config.alpha, counts="labelled")
+
+
+def _hint_component(weight: float, readout: Readout) -> Component:
+    def loss(outputs: Tensor, rows: Rows) -> Tensor:
+        return (readout.hint(outputs) - rows.extras[HINT]).square().mean(dim=-1).sum()
+
+    return Component("hint", loss, weight)
+
+
+def _standardised(table: DistilTable) -> DistilTable:
+    """Give a table its embeddings as targets: centred, and divided by one standard deviation."""
+    if table.embeddings is None:
+        raise InputError("there are no teacher embeddings", where=table.name, fix="add them, or set hint_weight=0")
+    centred = table.embeddings - table.embeddings.mean(axis=0)
+    return replace(table, extras={**table.extras, HINT: centred / max(float(centred.std()), TINY)})
 
 
 # -- the system -------------------------------------------------------------------------------------------------------
@@ -217,9 +305,18 @@ def fit(
     InputError
         What a term needs is missing, or there is one class.
     """
+    terms, hinted = components(config), config.hint_weight > 0
+    if config.loss == "decoupled" and config.alpha > 0 and not data.n_labelled:
+        raise InputError("there are no labels, and the decoupled loss needs them", where=data.name)
+    if hinted:
+        readout = Readout(len(data.classes))
+        terms = [*(on_classes(term, readout) for term in terms), _hint_component(config.hint_weight, readout)]
     return distil.fit(
         data,
-        components(config),
+        terms,
+        hint=HINT if hinted else "",
+        prepare=_standardised if hinted else None,
+        embeddings=hinted,
         teacher=config.teacher,
         training=config.training,
         student=config.student,

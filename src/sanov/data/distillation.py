@@ -57,6 +57,8 @@ class DistilTable:
         Input of the teacher's last linear layer, by row.
     head
         That layer, its columns in the order of ``classes``; embeddings may come without it.
+    subclasses
+        Known subclass of each row, or None: a truth to compare with, which nothing is trained on unless it is asked for.
 
     Raises
     ------
@@ -75,10 +77,16 @@ class DistilTable:
     source: Any = None
     embeddings: Float64[np.ndarray, "_rows _width"] | None = None
     head: Head | None = None
+    subclasses: tuple[str | None, ...] | None = None
 
     def __post_init__(self) -> None:
-        by_row = {"embeddings": self.embeddings, "logits": self.logits, "labels": self.labels, "ids": self.ids}
-        by_row |= self.extras
+        by_row: dict[str, Any] = {
+            "embeddings": self.embeddings,
+            "logits": self.logits,
+            "labels": self.labels,
+            "ids": self.ids,
+        }
+        by_row |= {"subclasses": self.subclasses, **self.extras}
         for name, values in by_row.items():
             if values is not None and len(values) != len(self):
                 found = f"inputs has {len(self)} rows and {name} has {len(values)}"
@@ -119,6 +127,7 @@ class DistilTable:
             labels=None if self.labels is None else self.labels[index],
             ids=None if self.ids is None else tuple(self.ids[i] for i in index),
             embeddings=None if self.embeddings is None else self.embeddings[index],
+            subclasses=None if self.subclasses is None else tuple(self.subclasses[i] for i in index),
             extras={name: values[index] for name, values in self.extras.items()},
         )
 
@@ -172,9 +181,10 @@ def read(sources: Sequence[Any], columns: Columns | None = None) -> DistilTable:
     ----------
     sources
         One ``.npz`` file or mapping with the arrays ``inputs`` [rows, features] (or one text a row), ``logits`` [rows,
-        classes], ``embeddings`` [rows, width], ``head_weight`` [width, classes], ``head_bias``, ``labels``, ``ids`` and
-        ``classes``, all but the first optional; or one table; or two of either, of which the one holds the teacher's
-        logits or embeddings and both hold row ids. One more may hold the head alone. ``embedded:digits`` needs no file.
+        classes], ``embeddings`` [rows, width], ``head_weight`` [width, classes], ``head_bias``, ``labels``,
+        ``subclasses``, ``ids`` and ``classes``, all but the first optional; or one table; or two of either, of which the
+        one holds the teacher's logits or embeddings and both hold row ids. One more may hold the head alone.
+        ``embedded:digits`` needs no file.
     columns
         The user's names of columns; None for the usual ones.
 
@@ -218,6 +228,7 @@ def read(sources: Sequence[Any], columns: Columns | None = None) -> DistilTable:
         source=part.source,
         embeddings=part.embeddings,
         head=part.head,
+        subclasses=None if part.subclasses is None else tuple(part.subclasses),
     )
 
 

@@ -27,9 +27,11 @@ ARRAYS = (
     "head_weight",
     "head_bias",
     "labels",
+    "subclasses",
     "ids",
     "classes",
 )  # what .npz may hold
+CELLS = ("labels", "ids", "subclasses")
 ROWS = {"inputs", "logits", "embeddings", "head_weight"}  # of which one tells arrays from columns
 
 
@@ -48,6 +50,9 @@ class Columns(Options):
         source="choice",
     )
     text: str = option("text", "Column of texts; without it all other columns are features.", source="choice")
+    subclass: str = option(
+        "subclass", "Column of subclasses that are known, to compare with; it is no feature.", source="choice"
+    )
     id: str = option("id", "Column of row ids, by which two tables are joined.", source="choice")
     ignore: tuple[str, ...] = option((), "Columns to leave out.", source="choice: all are used")
     delimiter: str = option("", "What separates the cells of a text file, if not the usual.", source="choice")
@@ -68,6 +73,7 @@ class Part:
     embeddings: Any = None
     head: Head | None = None
     columns: tuple[str, ...] = ()
+    subclasses: list[str | None] | None = None
 
     @property
     def is_head_alone(self) -> bool:
@@ -95,7 +101,7 @@ def read_part(source: Any, columns: Columns) -> Part:
         return _from_arrays(_load(Path(source)), name=str(source))
     if isinstance(source, Mapping) and ROWS & source.keys() and not _is_flat(source):
         return _from_arrays(source, name="the dictionary")
-    names = (columns.label, columns.text, columns.id)
+    names = (columns.label, columns.text, columns.id, columns.subclass)
     frame = frames.read_frame(source, delimiter=columns.delimiter or None, text=names)
     return _from_frame(frame, columns, frames.name_of(source), None if frames.is_path(source) else source)
 
@@ -131,9 +137,10 @@ def _from_arrays(arrays: Mapping[str, Any], name: str) -> Part:
     for array, columns in (("logits", logits), ("head_weight", None if head is None else head.weight)):
         if classes is not None and columns is not None and len(classes) != columns.shape[1]:
             raise InputError(f"{array} has {columns.shape[1]} columns and classes {len(classes)} names", where=name)
-    cells = {key: _cells(pl.Series(_flat(found[key], key, name))) for key in ("labels", "ids") if key in found}
+    cells = {key: _cells(pl.Series(_flat(found[key], key, name))) for key in CELLS if key in found}
     labels, ids = cells.get("labels"), cells.get("ids")
-    return Part(name, None, inputs, features, logits, classes, labels, ids, embeddings, head)
+    known = cells.get("subclasses")
+    return Part(name, None, inputs, features, logits, classes, labels, ids, embeddings, head, subclasses=known)
 
 
 def _head(found: Mapping[str, np.ndarray], name: str) -> Head | None:
@@ -183,21 +190,24 @@ def _flat(values: np.ndarray, array: str, name: str) -> np.ndarray:
 
 
 def _from_frame(frame: pl.DataFrame, columns: Columns, name: str, source: Any) -> Part:
-    named = [getattr(columns, key) for key in ("label", "text", "id") if key in columns.model_fields_set]
+    named = [getattr(columns, key) for key in ("label", "text", "id", "subclass") if key in columns.model_fields_set]
     frames.check_columns(frame, [*columns.ignore, *named], name=name)
     frame = frame.drop(columns.ignore)
     logits, classes, used = _frame_matrix(frame, columns, "logits", name)
     embeddings, _, also = _frame_matrix(frame, columns, "embeddings", name)
-    cells = {key: _cells(frame[key]) if key in frame.columns else None for key in (columns.label, columns.id)}
+    named_cells = (columns.label, columns.id, columns.subclass)
+    labels, ids, known = (_cells(frame[key]) if key in frame.columns else None for key in named_cells)
     if columns.text in frame.columns:
         inputs: Any = _texts(frame[columns.text], name)
         features: tuple[str, ...] = (columns.text,)
     else:
-        others = {*used, *also, columns.label, columns.id}
+        others = {*used, *also, *named_cells}
         features = tuple(column for column in frame.columns if column not in others)
         inputs = frames.numeric(frame, features, name=name) if features else None
-    labels, ids = cells[columns.label], cells[columns.id]
-    return Part(name, source, inputs, features, logits, classes, labels, ids, embeddings, columns=tuple(frame.columns))
+    found = tuple(frame.columns)
+    return Part(
+        name, source, inputs, features, logits, classes, labels, ids, embeddings, columns=found, subclasses=known
+    )
 
 
 def _frame_matrix(

@@ -23,6 +23,7 @@ from sanov.core.options import Options, option
 from sanov.data.distillation import DistilTable
 from sanov.learning.checkpoints import refuse_unfinished
 from sanov.learning.components import Component, Rows, gradient_norms, label_loss, teacher_loss, weighted_sums
+from sanov.learning.readout import Readout
 from sanov.learning.selection import BEST, Judge
 from sanov.learning.students import Encoder, Fitted, Student, build, clear
 from sanov.learning.teachers import CACHE, with_teacher
@@ -53,6 +54,10 @@ def fit(
     components: Sequence[Component],
     *,
     teacher: str = "",
+    embeddings: bool = False,
+    subclasses: int = 1,
+    hint: str = "",
+    prepare: Callable[[DistilTable], DistilTable] | None = None,
     training: Training | None = None,
     student: Student | None = None,
     validation: Validation | DistilTable | None = None,
@@ -74,6 +79,14 @@ def fit(
         The terms of the objective.
     teacher
         Folder of a Hugging Face classifier that gives the logits, where the table has none.
+    embeddings
+        Whether the teacher's embeddings are needed as well.
+    subclasses
+        Outputs of the student for each class; see `Readout`. Components get the outputs as they are.
+    hint
+        Name of an extra array of the rows to train on: the student has a further output for each of its columns.
+    prepare
+        Called with the rows to train on, once the teacher's outputs are known; what it returns is trained on.
     training
         Options of the loop.
     student
@@ -89,8 +102,8 @@ def fit(
     system, config
         What is written down with the student.
     before
-        Called with the untrained student's and the teacher's logits of up to 2,048 training rows; what it returns is
-        written down with the student.
+        Called with the untrained student's outputs and the teacher's logits of up to 2,048 training rows; what it returns
+        is written down with the student.
     diagnose
         Log at each evaluation how strong the gradient of each component is.
 
@@ -111,10 +124,12 @@ def fit(
     _check_whole(active, training)
     if folder is not None and main:
         _check_folder(folder, resume)
-    table = with_teacher(table, teacher, folder=folder)
+    table = with_teacher(table, teacher, folder=folder, embeddings=embeddings)
     rows, held_out = _divided(table, validation, seed)
+    rows = rows if prepare is None else prepare(rows)
     encoder = Encoder.of(rows, student)
-    model = build(encoder, student, len(table.classes), seed=seed)
+    readout = Readout(len(table.classes), subclasses, rows.extras[hint].shape[1] if hint else 0)
+    model = build(encoder, student, readout.outputs, seed=seed)
     feed = _Feed(rows, encoder, active, training, seed=seed, drop_last=choice.drop_last)
     found: dict[str, Any] = {"rows": len(rows), "labelled_rows": rows.n_labelled, "seed": seed}
     if before is not None:
@@ -125,6 +140,7 @@ def fit(
         held_out,
         encoder,
         feed.diagnosis if diagnose else None,
+        readout=readout,
         select=choice.select == "best",
         folder=folder,
         resume=resume,
@@ -133,9 +149,20 @@ def fit(
     history = _train(model, feed, judge, training, None if folder is None else folder / CHECKPOINTS, resume)
     best = len(history) if judge.best is None else judge.best.step
     found |= {"steps": len(history), "kept_step": best, **history.evaluations.get(best, {})}
-    kept = build(encoder, student, len(table.classes), seed=seed)  # free of what several processes made of the other
+    kept = build(encoder, student, readout.outputs, seed=seed)  # free of what several processes made of the other
     kept.load_state_dict(judge.chosen(model))
-    fitted = Fitted(system, kept.eval(), student, encoder, table.classes, config or {}, found, history.to_frame())
+    fitted = Fitted(
+        system,
+        kept.eval(),
+        student,
+        encoder,
+        table.classes,
+        config or {},
+        found,
+        history.to_frame(),
+        readout.subclasses,
+        readout.hints,
+    )
     if folder is not None and main:
         fitted.save(folder)
     return fitted

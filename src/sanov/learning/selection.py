@@ -16,6 +16,7 @@ from sanov.core import files
 from sanov.data.distillation import DistilTable
 from sanov.learning.checkpoints import full_weights
 from sanov.learning.processes import every_process
+from sanov.learning.readout import Readout
 from sanov.learning.students import Encoder, outputs
 
 __all__ = ["Best", "Judge", "scores"]
@@ -75,6 +76,8 @@ class Judge:
         Of the student.
     monitor
         Further numbers to log about a model; None for none.
+    readout
+        What the student's outputs mean.
     select
         Whether to keep the best weights.
     folder
@@ -91,12 +94,14 @@ class Judge:
         encoder: Encoder,
         monitor: Callable[[nn.Module], Mapping[str, float]] | None,
         *,
+        readout: Readout,
         select: bool,
         folder: Path | None = None,
         resume: bool = False,
         main: bool = True,
     ):
         self.held_out, self.monitor, self.select, self.main = held_out, monitor, select and held_out is not None, main
+        self.readout = readout
         self.inputs = None if held_out is None else encoder.encode(held_out)
         self.path = None if folder is None else folder / BEST
         self.weights: dict[str, Tensor] = {}
@@ -106,7 +111,8 @@ class Judge:
         """Evaluate, and keep the weights if they are the best so far."""
         found = {} if self.monitor is None else dict(self.monitor(model))
         if self.held_out is not None and self.inputs is not None:
-            found |= scores(outputs(model, self.inputs, len(self.held_out)), self.held_out)
+            given = outputs(model, self.inputs, len(self.held_out))
+            found |= scores(self.readout.class_logits(given), self.held_out)
             best = every_process(Best(rank(found), step))[0]  # one judgement, so that all processes take the same way
             if self.select and (self.best is None or best.rank > self.best.rank):
                 self._keep(model, best)

@@ -23,6 +23,7 @@ from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.core.options import Options, option
 from sanov.data.distillation import DistilTable
+from sanov.learning.readout import Readout
 from sanov.nets.encoder import HashedNgrams, hash_ngrams, mlp
 
 __all__ = ["Encoded", "Encoder", "Fitted", "Student", "build", "clear", "is_finished", "outputs"]
@@ -148,7 +149,7 @@ def build(encoder: Encoder, student: Student, outputs: int, *, seed: int) -> nn.
 
 @torch.no_grad()
 def outputs(model: nn.Module, inputs: Encoded, rows: int) -> Tensor:
-    """Return a student's logits [rows, classes], without gradient and in evaluation mode."""
+    """Return a student's outputs [rows, outputs], without gradient and in evaluation mode."""
     mode = model.training
     model.eval()
     device = next(model.parameters()).device
@@ -175,13 +176,15 @@ class Fitted:
     encoder
         How inputs become its arguments.
     classes
-        Names of its outputs.
+        Names of the classes.
     config
         Options of the system.
     results
         What is known of the training: rows, chosen step, scores on validation data, notes.
     history
         One row a step: losses, gradient norms, evaluations.
+    subclasses, hints
+        What its outputs mean: see `Readout`.
     """
 
     system: str
@@ -192,16 +195,37 @@ class Fitted:
     config: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
     history: pl.DataFrame = field(default_factory=pl.DataFrame)
+    subclasses: int = 1
+    hints: int = 0
+
+    @property
+    def readout(self) -> Readout:
+        """How its outputs become logits of classes."""
+        return Readout(len(self.classes), self.subclasses, self.hints)
 
     def logits(self, table: DistilTable) -> Float64[np.ndarray, "rows classes"]:
-        """Return the student's logits.
+        """Return the student's logits of the classes.
 
         Raises
         ------
         InputError
             The table has other inputs than those of training.
         """
-        return outputs(self.model, self.encoder.encode(table), len(table)).double().numpy()
+        return self.readout.class_logits(self._outputs(table)).numpy()
+
+    def subclass_log_probs(self, table: DistilTable) -> Float64[np.ndarray, "rows classes subclasses"]:
+        """Return the log-probabilities of all subclasses, which sum to 1 over classes and subclasses.
+
+        Raises
+        ------
+        InputError
+            The table has other inputs than those of training.
+        """
+        logits = self.readout.subclass_logits(self._outputs(table))
+        return torch.log_softmax(logits.flatten(1), dim=-1).view_as(logits).numpy()
+
+    def _outputs(self, table: DistilTable) -> Tensor:
+        return outputs(self.model, self.encoder.encode(table), len(table)).double()
 
     def to_dict(self) -> dict[str, Any]:
         """Everything but weights and history, as what JSON can hold."""
@@ -213,6 +237,8 @@ class Fitted:
             "mean": self.encoder.mean,
             "scale": self.encoder.scale,
             "student": self.student,
+            "subclasses": self.subclasses,
+            "hints": self.hints,
             "config": self.config,
             "results": self.results,
         })  # fmt: skip
@@ -222,7 +248,9 @@ class Fitted:
         """Return what was trained, on what, and how well it does on validation data, on one screen."""
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         inputs = "texts" if self.encoder.is_text else f"{len(self.encoder.features)} features"
-        lines = [f"{self.system}: a student of {weights:,} weights on {inputs}, {len(self.classes)} classes"]
+        lines = [
+            f"{self.system}: a student of {weights:,} weights on {inputs}, {len(self.classes)} classes{self._divided()}"
+        ]
         scalars = {
             name.replace("_", " "): value for name, value in self.results.items() if isinstance(value, int | float)
         }
@@ -231,6 +259,9 @@ class Fitted:
             lines.append(f"{name:<{width}}  {f'{value:.4g}' if isinstance(value, float) else f'{value:,}'}")
         notes = [textwrap.wrap(f"- {note}", WIDTH, subsequent_indent="  ") for note in self.results.get("notes", ())]
         return "\n".join([*lines[: HEIGHT - sum(map(len, notes))], *(line for note in notes for line in note)])
+
+    def _divided(self) -> str:
+        return f", {self.subclasses} subclasses each" if self.subclasses > 1 else ""
 
     def save(self, folder: str | Path) -> None:
         """Write weights, configuration and history into a folder; the configuration last, as the seal of the whole.
@@ -266,12 +297,14 @@ class Fitted:
             mean, scale = (None if tree[key] is None else np.array(tree[key]) for key in ("mean", "scale"))
             encoder = Encoder(tuple(tree["features"]), mean, scale, student.buckets, student.ngrams)
             classes = tuple(tree["classes"])
-            model = build(encoder, student, len(classes), seed=0)
+            shape = {"subclasses": tree["subclasses"], "hints": tree["hints"]}
+            model = build(encoder, student, Readout(len(classes), **shape).outputs, seed=0)
             model.load_state_dict(load_tensors(_read_weights(folder, tree["weights"])))
         except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"is damaged ({error})", where=str(folder), fix="fit again") from None
         history = pl.read_csv(folder / HISTORY) if (folder / HISTORY).is_file() else pl.DataFrame()
-        return cls(tree["system"], model.eval(), student, encoder, classes, tree["config"], tree["results"], history)
+        about = {"config": tree["config"], "results": tree["results"], "history": history, **shape}
+        return cls(tree["system"], model.eval(), student, encoder, classes, **about)
 
 
 def is_finished(folder: Path) -> bool:

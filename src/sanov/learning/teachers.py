@@ -54,7 +54,9 @@ def read(sources: Sequence[Any], columns: Columns, teacher: str = "") -> DistilT
     return table.aligned(classes)
 
 
-def with_teacher(table: DistilTable, teacher: str, *, folder: str | Path | None = None) -> DistilTable:
+def with_teacher(
+    table: DistilTable, teacher: str, *, folder: str | Path | None = None, embeddings: bool = False
+) -> DistilTable:
     """Return the table with the logits that a Hugging Face classifier gives to its texts.
 
     Parameters
@@ -65,6 +67,8 @@ def with_teacher(table: DistilTable, teacher: str, *, folder: str | Path | None 
         Folder of the classifier; empty returns the table as it is.
     folder
         Where the logits are kept, and found again if neither texts nor teacher changed.
+    embeddings
+        Whether the embeddings are needed as well.
     """
     if not teacher or table.logits is not None:
         return table

@@ -37,6 +37,18 @@ class Row(NamedTuple):
 
 SYSTEMS: tuple[Row, ...] = (
     Row(
+        name="lelp",
+        title="learning embedding linear projections",
+        paper="loo2024lelp",
+        model="student outputs of C * S subclasses",
+        reference="the teacher's pseudo-subclasses",
+        divergence="forward KL",
+        question="Can I distil a teacher that has only two classes?",
+        fits="yes",
+        extras="torch",
+        module="sanov.systems.lelp",
+    ),
+    Row(
         name="pn",
         title="the p-n criterion",
         paper="sheena2021pn",
@@ -74,6 +86,18 @@ BASELINES: tuple[Row, ...] = (
         fits="yes",
         extras="torch",
         module="sanov.baselines.distillation",
+    ),
+    Row(
+        name="subclasses",
+        title="distillation of subclasses",
+        paper="muller2020subclass",
+        model="student outputs",
+        reference="teacher outputs, divided by clusters, a teacher trained anew, or known subclasses",
+        divergence="forward KL",
+        question="Are other subclasses as good as those of lelp?",
+        fits="yes",
+        extras="torch",
+        module="sanov.baselines.subclasses",
     ),
 )
 

@@ -1,0 +1,75 @@
+"""How the outputs of a student become logits of classes: directly, or as the sum of subclasses.
+
+A student of C classes with S subclasses each has C * S outputs u, those of a class side by side. Its class
+probabilities are sums over subclasses, so that the logit of class c is logsumexp_s u[c, s]. Further outputs after these
+are hints: regressions that are trained beside the classes and not used afterwards.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from sanov.learning.components import Component, Rows
+
+__all__ = ["Readout", "on_classes"]
+
+
+@dataclass(frozen=True)
+class Readout:
+    """What the outputs of a student mean.
+
+    Parameters
+    ----------
+    classes
+        Number of classes.
+    subclasses
+        Number of subclasses of each class; 1 for none.
+    hints
+        Number of further outputs.
+    """
+
+    classes: int
+    subclasses: int = 1
+    hints: int = 0
+
+    @property
+    def outputs(self) -> int:
+        """Number of outputs of the student."""
+        return self.classes * self.subclasses + self.hints
+
+    def subclass_logits(self, outputs: Float[Tensor, "*rows outputs"]) -> Float[Tensor, "*rows classes subclasses"]:
+        """Return the logits of all subclasses; the softmax is over both axes at once."""
+        used = outputs[..., : self.classes * self.subclasses]
+        return used.reshape(*used.shape[:-1], self.classes, self.subclasses)
+
+    def class_logits(self, outputs: Float[Tensor, "*rows outputs"]) -> Float[Tensor, "*rows classes"]:
+        """Return logits whose softmax is the sum over the subclasses of each class."""
+        logits = self.subclass_logits(outputs)
+        return logits[..., 0] if self.subclasses == 1 else torch.logsumexp(logits, dim=-1)
+
+    def hint(self, outputs: Float[Tensor, "*rows outputs"]) -> Float[Tensor, "*rows hints"]:
+        """Return the further outputs."""
+        return outputs[..., self.classes * self.subclasses :]
+
+
+def on_classes(component: Component, readout: Readout) -> Component:
+    """Return a component for a student whose class logits are read out of its outputs.
+
+    Parameters
+    ----------
+    component
+        One that takes class logits.
+    readout
+        Of the student.
+    """
+    monitor = component.monitor
+
+    def loss(outputs: Tensor, rows: Rows) -> Tensor:
+        return component.loss(readout.class_logits(outputs), rows)
+
+    told = None if monitor is None else (lambda outputs, rows: monitor(readout.class_logits(outputs), rows))
+    return replace(component, loss=loss, monitor=told)
