@@ -9,7 +9,7 @@ import torch
 
 from sanov.claims import Cell, Context, Record, judge
 from sanov.core.charts import svg
-from sanov.experiments import sinkd, sinkd_data
+from sanov.experiments import sinkd, sinkd_data, text_teachers
 from sanov.experiments.sinkd import CLAIM, RANGES, TUNED, TUNED_BY, TUNING_SEED
 from sanov.experiments.sinkd_parts import ARMS, CONTROL, DATA, figures, parts, verdict
 from sanov.learning.components import Rows
@@ -292,7 +292,7 @@ def test_a_teacher_of_sentences_is_fine_tuned_and_leaves_its_logits(tmp_path, mo
     texts = tuple(" ".join(["film"] * rng.integers(0, 6) + [word]) for word in words[labels])
     table = DistilTable(texts, ("negative", "positive"), labels=labels, features=("text",))
     split = sinkd_data.Parts(table.take(range(160)), table.take(range(160, 200)), table.take(range(200, 240)))
-    monkeypatch.setattr(sinkd_data, "_packaged_model", lambda: tiny_bert.save(tmp_path / "encoder", head=False))
+    monkeypatch.setattr(text_teachers, "_packaged_model", lambda: tiny_bert.save(tmp_path / "encoder", head=False))
     monkeypatch.setattr(sinkd_data, "parts", lambda *_: split)
     settings = {"learning_rate": 5e-3, "epochs": 4, "batch_size": 8, "max_length": 12}
     found = sinkd_data.make_teacher("sst2", 0, {"sizes": {}, "teacher": {"sst2": settings}}, tmp_path)
@@ -313,7 +313,7 @@ def test_batches_of_sentences_hold_every_row_once_an_epoch():
 
     lengths = np.random.default_rng(0).integers(1, 40, 100)
     table = DistilTable(tuple("x" * n for n in lengths), ("a", "b"), labels=np.zeros(100, dtype=np.int64))
-    feed = sinkd_data._SentenceFeed(table, Tokenizer(), 0, {"epochs": 2, "batch_size": 8, "max_length": 64})
+    feed = text_teachers._SentenceFeed(table, Tokenizer(), 0, {"epochs": 2, "batch_size": 8, "max_length": 64})
     assert feed.steps == 2 * 13
     assert sorted(np.concatenate(feed.rows[:13])) == list(range(100))
     batches = [next(feed(step, None)) for step in range(13)]

