@@ -13,7 +13,7 @@ from sklearn.metrics import log_loss as sklearn_log_loss
 
 from oracles import auroc_by_pairs, calibration_error_by_rows
 from sanov.core.errors import InputError
-from sanov.scores import auroc, brier, calibration_error, log_loss, reliability_table
+from sanov.scores import adjusted_rand, auroc, brier, calibration_error, log_loss, reliability_table
 from strategies import modest
 
 ROWS = 400
@@ -163,3 +163,29 @@ def test_options_outside_their_range_are_refused():
 )
 def test_headings_of_a_docstring_stand_on_lines_of_their_own(function):
     assert "\nReturns\n-------\n" in inspect.getdoc(function)
+
+
+# -- partitions -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_adjusted_rand_is_that_of_scikit_learn(seed):
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(4, size=60), rng.integers(3, size=60)
+    from sklearn.metrics import adjusted_rand_score
+
+    assert adjusted_rand(first, second) == pytest.approx(adjusted_rand_score(first, second), abs=1e-12)
+    assert adjusted_rand(first.astype(str), first) == 1.0
+
+
+@pytest.mark.parametrize(("first", "second"), [([1], [2]), ([1, 1], ["a", "a"]), ([1, 2], [3, 4]), ([1, 1], [1, 2])])
+def test_adjusted_rand_of_the_smallest_partitions(first, second):
+    from sklearn.metrics import adjusted_rand_score
+
+    assert adjusted_rand(first, second) == adjusted_rand_score(first, second)
+
+
+@pytest.mark.parametrize(("first", "second"), [([], []), ([1, 2], [1])])
+def test_adjusted_rand_needs_the_same_rows(first, second):
+    with pytest.raises(InputError, match="two partitions"):
+        adjusted_rand(first, second)

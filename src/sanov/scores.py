@@ -1,7 +1,7 @@
 """How good are predicted probabilities? Ranking, likelihood, squared error, calibration; on NumPy alone.
 
-In all of them `p` comes first, the predicted probability that the outcome is 1, and then `y`, the outcome, 0 or 1 (or
-False and True).
+In all of these `p` comes first, the predicted probability that the outcome is 1, and then `y`, the outcome, 0 or 1 (or
+False and True). Beside them: how alike two partitions are.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from jaxtyping import Float
 
 from sanov.core.errors import InputError
 
-__all__ = ["auroc", "brier", "calibration_error", "log_loss", "reliability_table"]
+__all__ = ["adjusted_rand", "auroc", "brier", "calibration_error", "log_loss", "reliability_table"]
 
 OneARow = Sequence[Any] | np.ndarray
 Vector = Float[np.ndarray, " rows"]
@@ -177,6 +177,41 @@ def reliability_table(p: OneARow, y: OneARow, bins: int = 15) -> dict[str, np.nd
     sums = {"confidence": np.bincount(place, probabilities, bins), "right": np.bincount(place, outcomes, bins)}
     means = {name: total[kept] / rows[kept] for name, total in sums.items()}
     return {"low": edges[:-1][kept], "high": edges[1:][kept], "rows": rows[kept], **means}
+
+
+def adjusted_rand(first: OneARow, second: OneARow) -> float:
+    """How alike two partitions of the same rows are: 1 for the same, 0 on average for random ones of the same sizes.
+
+    Parameters
+    ----------
+    first, second
+        Name of each row's part, [rows].
+
+    Returns
+    -------
+    The Rand index, adjusted for chance; 1 where both put all rows together, or all apart.
+
+    Raises
+    ------
+    InputError
+        If the lengths differ, or there is no row.
+
+    Reference
+    ---------
+    hubert1985comparing, eq. 5.
+    """
+    one, two = np.asarray(first), np.asarray(second)
+    if one.ndim != 1 or one.shape != two.shape or not one.size:
+        found = f"their shapes are {list(one.shape)} and {list(two.shape)}"
+        raise InputError(found, where="two partitions", expected="two lists of one length, at least 1")
+    (_, a), (_, b) = (np.unique(part, return_inverse=True) for part in (one, two))
+    table = np.zeros((a.max() + 1, b.max() + 1))
+    np.add.at(table, (a, b), 1)
+    both, rows, columns = (float((n * (n - 1) / 2).sum()) for n in (table, table.sum(axis=1), table.sum(axis=0)))
+    pairs = len(one) * (len(one) - 1) / 2
+    chance = rows * columns / pairs if pairs else 0.0
+    largest = (rows + columns) / 2
+    return 1.0 if largest == chance else (both - chance) / (largest - chance)
 
 
 def _pair(values: OneARow, y: OneARow, name: str) -> tuple[Vector, Vector]:

@@ -14,6 +14,7 @@ from sanov.core.answers import Answer
 from sanov.core.errors import InputError
 from sanov.data.distillation import DistilTable
 from sanov.learning.students import Fitted
+from sanov.learning.subclass_cards import cards
 from sanov.scores import calibration_error, reliability_table
 
 __all__ = ["load", "predict"]
@@ -51,7 +52,8 @@ def predict(table: DistilTable, fitted: Fitted, *, system: str) -> Answer:
     Returns
     -------
     Class and probabilities of each row. With labels also accuracy with its 95 % interval (Wilson), log loss in nats,
-    calibration error of the confidence and the reliability figure; with teacher logits the agreement with the teacher.
+    calibration error of the confidence and the reliability figure; with teacher logits the agreement with the teacher;
+    for a student of subclasses that of each row, and what each subclass is.
 
     Raises
     ------
@@ -63,6 +65,13 @@ def predict(table: DistilTable, fitted: Fitted, *, system: str) -> Answer:
     values: dict[str, Any] = {"rows": len(table)}
     tables, figures = {"Predictions": _predictions(table, log_p)}, {}
     notes: list[str] = []
+    if fitted.subclasses > 1:
+        found = cards(table, fitted.subclass_log_probs(table))
+        tables = {
+            "Subclasses": found.table,
+            "Predictions": tables["Predictions"].with_columns(subclass=pl.Series(found.subclass + 1)),
+        }
+        values, figures, notes = values | found.values, found.figures, found.notes
     if table.labels is not None and table.n_labelled:
         rows = table.labels >= 0
         values |= _scores(log_p[rows], table.labels[rows])
