@@ -19,6 +19,7 @@ from torch.distributed.tensor import DTensor
 
 from learning.toy_run import batches_of, data, loss, net, run
 from sanov.core.errors import InputError, SanovWarning
+from sanov.learning import teachers
 from sanov.learning.processes import every_process
 from sanov.learning.training import full_weights, gathered, load_weights, place
 
@@ -140,6 +141,18 @@ def as_accelerate_shards(out):
     return numbers(model, history) | {"sharded": all(isinstance(weight, DTensor) for weight in model.parameters())}
 
 
+def taught():
+    """Return how often this process asked a teacher whose outputs are kept nowhere, and what it got."""
+    calls = []
+
+    def teacher(rows):
+        calls.append(len(rows))
+        return {"embeddings": rows, "head_weight": np.ones((2, 3)), "head_bias": np.arange(3.0)}
+
+    found = teachers.outputs(teacher, np.arange(10.0).reshape(5, 2), embeddings=True)
+    return [len(calls), found.logits.tolist(), found.embeddings.tolist(), found.head.bias.tolist()]
+
+
 def main(folder):
     torch.set_num_threads(1)
     process, processes = place()
@@ -160,6 +173,7 @@ def main(folder):
         found["other"] = refused(batches=lambda step, model: [{"counts": {f"c{process}": 1}}])
         found["loaded"] = loaded()
         found["rows"] = gathered(torch.full((process + 1, 2), float(process))).tolist()
+        found["taught"] = every_process(taught())
         found["half"] = in_half_precision()
         found["launched"] = as_launched_with_fsdp()
         found["accelerate"] = as_accelerate_shards(folder / "c")

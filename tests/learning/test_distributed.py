@@ -149,3 +149,10 @@ def test_mixed_precision_of_divided_weights(found):
 
 def test_the_launchers_fsdp_is_obeyed_on_cpus(found):
     assert found["launched"] == [True, "parallel: the launcher asks for FSDP; expected auto or fsdp."]
+
+
+def test_the_first_process_asks_the_teacher_for_all(found):
+    (calls, *first), (others, *second) = found["taught"]
+    assert (calls, others) == (1, 0)
+    assert first == second
+    assert first[0] == [[1, 2, 3], [5, 6, 7], [9, 10, 11], [13, 14, 15], [17, 18, 19]]

@@ -278,7 +278,7 @@ def test_the_teacher_is_asked_once(teacher, tmp_path, monkeypatch):
     options = config(teacher=str(teacher))
     data = sinkd.read([reviews(tmp_path / "reviews.csv")], options)
     first = teachers.with_teacher(data, str(teacher), folder=tmp_path)
-    monkeypatch.setattr(teachers.foreign, "classifier_logits", lambda *_: pytest.fail("asked again"))
+    monkeypatch.setattr(teachers.foreign, "TextTeacher", lambda *_, **__: pytest.fail("asked again"))
     np.testing.assert_array_equal(teachers.with_teacher(data, str(teacher), folder=tmp_path).logits, first.logits)
     with pytest.raises(pytest.fail.Exception):
         teachers.with_teacher(data.take(range(5)), str(teacher), folder=tmp_path)

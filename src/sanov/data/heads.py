@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 
 from sanov.core.errors import InputError
 
@@ -17,7 +17,7 @@ TOLERANCE = 1e-3  # of the largest logit: a teacher in half precision stays belo
 # The axes are named for the reader alone (the underscore): `Head` compares them, and tells the user.
 Weight = Float64[np.ndarray, "_width _classes"]
 Bias = Float64[np.ndarray, " _classes"]
-Matrix = Float64[np.ndarray, "_rows _columns"]
+Matrix = Float[np.ndarray, "_rows _columns"]
 
 
 @dataclass(frozen=True, eq=False)

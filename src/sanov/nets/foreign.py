@@ -12,14 +12,24 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from safetensors import SafetensorError
-from torch import nn
+from torch import Tensor, nn
 
+from sanov.core import files
 from sanov.core.errors import InputError, SanovWarning, require
-from sanov.core.files import read_json
 from sanov.core.progress import track
+from sanov.nets.last_linear import LastLinear
 
-__all__ = ["classifier_classes", "classifier_logits", "load_classifier", "new_classifier"]
+__all__ = [
+    "TextTeacher",
+    "classifier_classes",
+    "classifier_logits",
+    "is_encoder",
+    "load_classifier",
+    "load_encoder",
+    "new_classifier",
+]
 
+TOGETHER = 512  # texts that are sorted by length at a time
 NO_LIMIT = 1_000_000  # tokenizers without a limit name a number beyond this
 
 
@@ -37,7 +47,7 @@ def classifier_classes(directory: str | Path) -> tuple[str, ...]:
         raise InputError(found, where=str(folder), expected="a folder that save_pretrained wrote")
     if not (folder / "config.json").is_file():
         raise InputError("the folder has no config.json", where=str(folder), expected="what save_pretrained writes")
-    config = read_json(folder / "config.json")
+    config = files.read_json(folder / "config.json")
     if config.get("problem_type") == "multi_label_classification":
         raise InputError("is a classifier of several labels a text", where=str(folder), expected="one label a text")
     named = {int(index): str(name) for index, name in (config.get("id2label") or {0: "0", 1: "1"}).items()}
@@ -46,6 +56,31 @@ def classifier_classes(directory: str | Path) -> tuple[str, ...]:
         raise InputError("the teacher has one output", where=str(folder), expected="a classifier of at least 2 classes")
     unnamed = names == [f"LABEL_{index}" for index in range(len(names))]
     return tuple(map(str, range(len(names)))) if unnamed else tuple(names)
+
+
+def is_encoder(directory: str | Path) -> bool:
+    """Whether a folder holds an encoder that was saved without a classification head."""
+    path = Path(directory) / "config.json"
+    architectures = (files.read_json(path).get("architectures") or []) if path.is_file() else []
+    return bool(architectures) and not any("Classification" in name for name in architectures)
+
+
+def load_encoder(directory: str | Path) -> tuple[nn.Module, Any]:
+    """Load an encoder without a head, and its tokenizer, from a folder.
+
+    Returns
+    -------
+    The model in evaluation mode, on the GPU where there is one, and the tokenizer.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be read.
+    MissingExtra
+        Without transformers.
+    """
+    model, tokenizer, _ = _load(directory, "AutoModel")
+    return model.eval().to(_device()), tokenizer
 
 
 def load_classifier(directory: str | Path) -> tuple[nn.Module, Any]:
@@ -67,8 +102,7 @@ def load_classifier(directory: str | Path) -> tuple[nn.Module, Any]:
     if absent:
         fix = "fine-tune the model as a classifier first, and save that"
         raise InputError(f"the folder lacks trained weights ({', '.join(absent[:3])})", where=str(directory), fix=fix)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return model.eval().to(device), tokenizer
+    return model.eval().to(_device()), tokenizer
 
 
 def new_classifier(directory: str | Path, classes: int | Sequence[str], *, seed: int) -> tuple[nn.Module, Any]:
@@ -99,19 +133,26 @@ def new_classifier(directory: str | Path, classes: int | Sequence[str], *, seed:
     return model.train(), tokenizer
 
 
-def _load(directory: str | Path, **settings: Any) -> tuple[nn.Module, Any, list[str]]:
+def _device() -> torch.device:
+    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def _load(
+    directory: str | Path, kind: str = "AutoModelForSequenceClassification", **settings: Any
+) -> tuple[nn.Module, Any, list[str]]:
     """Model, tokenizer, and names of the weights that the folder does not hold."""
     transformers = require("transformers", "language")
     folder = str(directory)
     try:
         with _silenced(transformers.utils.logging):
             tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model, loaded = transformers.AutoModelForSequenceClassification.from_pretrained(
+            model, loaded = getattr(transformers, kind).from_pretrained(
                 folder, local_files_only=True, output_loading_info=True, **settings
             )
     except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         reason = str(error).strip().splitlines()[0]
-        raise InputError(f"cannot be loaded as a classifier with its tokenizer ({reason})", where=folder) from None
+        what = "an encoder" if kind == "AutoModel" else "a classifier"
+        raise InputError(f"cannot be loaded as {what} with its tokenizer ({reason})", where=folder) from None
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -132,18 +173,18 @@ def _silenced(logging: Any) -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-@torch.no_grad()
-def classifier_logits(
-    directory: str | Path, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
-) -> Float64[np.ndarray, "texts classes"]:
-    """Return the logits that a classifier gives to texts, in one pass.
+class TextTeacher:
+    """A model from a folder, asked about texts: logits and embeddings of a classifier, embeddings of a plain encoder.
+
+    A classifier's embeddings are the input of its last linear layer; those of an encoder are the mean of its last hidden
+    states over a text's tokens.
 
     Parameters
     ----------
     directory
-        Folder of a sequence classifier with its tokenizer.
-    texts
-        Any texts.
+        Folder of a sequence classifier, or of an encoder, with its tokenizer.
+    embeddings
+        Whether they are wanted; an encoder has nothing else.
     batch_size
         Texts a forward pass; texts of like length go together, so that little is padded.
     max_length
@@ -152,30 +193,113 @@ def classifier_logits(
     Raises
     ------
     InputError
+        The folder cannot be read, holds no trained classifier, or embeddings are wanted and its last layer is not linear.
+    """
+
+    def __init__(
+        self,
+        directory: str | Path,
+        *,
+        embeddings: bool = False,
+        batch_size: int = 32,
+        max_length: int | None = None,
+    ):
+        self.directory, self.embeddings, self.batch_size = str(directory), embeddings, batch_size
+        self.plain = embeddings and is_encoder(directory)
+        model, self.tokenizer = load_encoder(directory) if self.plain else load_classifier(directory)
+        self.device = next(model.parameters()).device
+        self.limit = max_length or _limit(model.config, self.tokenizer)
+        self.network: Any = model if self.plain else LastLinear(model)
+        self.texts = self.cut = 0
+
+    @torch.no_grad()
+    def outputs(self, texts: Sequence[str], first: int = 1) -> dict[str, np.ndarray]:
+        """Return ``logits`` and ``embeddings`` of texts, whichever there are, as rows in the texts' order.
+
+        Parameters
+        ----------
+        texts
+            Some of the texts.
+        first
+            Number of the first of them, for messages.
+
+        Raises
+        ------
+        InputError
+            They are not finite.
+        """
+        tokens = self.tokenizer(list(texts), truncation=self.limit is not None, max_length=self.limit)
+        lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+        self.texts += len(lengths)
+        self.cut += 0 if self.limit is None else int((lengths >= self.limit).sum())
+        order = np.argsort(-lengths, kind="stable")
+        found: dict[str, np.ndarray] = {}
+        for start in range(0, len(order), self.batch_size):
+            rows = order[start : start + self.batch_size]
+            batch = self.tokenizer.pad({name: [values[row] for row in rows] for name, values in tokens.items()})
+            inputs = {name: torch.as_tensor(np.asarray(values)).to(self.device) for name, values in batch.items()}
+            for name, values in self._forward(inputs).items():
+                array = values.float().cpu().numpy()
+                found.setdefault(name, np.empty((len(order), *array.shape[1:]), np.float32))[rows] = array
+        self._check(found, first)
+        return found
+
+    def _forward(self, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
+        if self.plain:
+            states = self.network(**inputs).last_hidden_state.float()
+            mask = inputs["attention_mask"][..., None].to(states.dtype)
+            return {"embeddings": (states * mask).sum(dim=1) / mask.sum(dim=1).clamp_min(1)}
+        logits, embeddings = self.network(**inputs)
+        if not self.embeddings:
+            return {"logits": logits}
+        if embeddings is None:
+            found = "the teacher's logits are not the outputs of a linear layer"
+            raise InputError(found, where=self.directory, fix="use a system that needs no embeddings")
+        return {"logits": logits, "embeddings": embeddings}
+
+    def _check(self, found: dict[str, np.ndarray], first: int) -> None:
+        for name, values in found.items():
+            finite = np.isfinite(values).all(axis=1)
+            if not finite.all():
+                row = first + int(np.argmin(finite))
+                raise InputError(f"the teacher's {name} of text {row} are not finite", where=self.directory)
+
+    def head(self) -> dict[str, np.ndarray]:
+        """Return ``head_weight`` [width, classes] and ``head_bias`` once a text was seen; nothing for an encoder."""
+        head = None if self.plain or not self.embeddings else self.network.head()
+        return {} if head is None else {"head_weight": head[0], "head_bias": head[1]}
+
+    def tell_cut(self) -> None:
+        """Warn of the texts that were longer than the model reads."""
+        if self.cut:
+            text = f"{self.cut} of {self.texts} texts reach the teacher's limit of {self.limit} tokens, and were cut there "
+            warnings.warn(text + "if longer.", SanovWarning, stacklevel=4)
+
+
+def classifier_logits(
+    directory: str | Path, texts: Sequence[str], *, batch_size: int = 32, max_length: int | None = None
+) -> Float64[np.ndarray, "texts classes"]:
+    """Return the logits that a classifier gives to texts, in one pass.
+
+    Parameters
+    ----------
+    directory, batch_size, max_length
+        As in `TextTeacher`.
+    texts
+        Any texts.
+
+    Raises
+    ------
+    InputError
         As in `load_classifier`, or the logits are not finite.
     """
-    model, tokenizer = load_classifier(directory)
-    limit = max_length or _limit(model.config, tokenizer)
-    tokens = tokenizer(list(texts), truncation=limit is not None, max_length=limit)
-    lengths = np.array([len(ids) for ids in tokens["input_ids"]])
-    _tell_cut(lengths, limit)
-    order = np.argsort(-lengths, kind="stable")
-    logits: np.ndarray | None = None
-    starts = range(0, len(order), batch_size)
-    for start in track(starts, "teacher"):
-        rows = order[start : start + batch_size]
-        batch = tokenizer.pad({name: [values[row] for row in rows] for name, values in tokens.items()})
-        inputs = {name: torch.as_tensor(np.asarray(values)) for name, values in batch.items()}
-        found = model(**{name: values.to(next(model.parameters()).device) for name, values in inputs.items()}).logits
-        if logits is None:
-            logits = np.empty((len(order), found.shape[1]))
-        logits[rows] = found.double().cpu().numpy()
-    if logits is None:
+    if not texts:
         raise InputError("there are no texts", where=str(directory))
-    if not np.isfinite(logits).all():
-        row = int(np.argmin(np.isfinite(logits).all(axis=1)))
-        raise InputError(f"the teacher's logits of text {row + 1} are not finite", where=str(directory))
-    return logits
+    teacher = TextTeacher(directory, batch_size=batch_size, max_length=max_length)
+    starts = track(range(0, len(texts), TOGETHER), "teacher")
+    parts = [teacher.outputs(texts[start : start + TOGETHER], start + 1)["logits"] for start in starts]
+    teacher.tell_cut()
+    return np.concatenate(parts).astype(np.float64)
 
 
 def _limit(config: Any, tokenizer: Any) -> int | None:
@@ -183,12 +307,3 @@ def _limit(config: Any, tokenizer: Any) -> int | None:
         return int(tokenizer.model_max_length)
     positions = getattr(config, "max_position_embeddings", None)
     return None if positions is None else int(positions) - 2  # some models number their positions from 2
-
-
-def _tell_cut(lengths: np.ndarray, limit: int | None) -> None:
-    cut = 0 if limit is None else int((lengths >= limit).sum())
-    if cut:
-        text = (
-            f"{cut} of {len(lengths)} texts reach the teacher's limit of {limit} tokens, and were cut there if longer."
-        )
-        warnings.warn(text, SanovWarning, stacklevel=3)
