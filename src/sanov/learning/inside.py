@@ -5,12 +5,11 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
-import torch
-from torch import Tensor, nn
 
 from sanov.core.errors import InputError
 from sanov.data.distillation import DistilTable, Head
-from sanov.learning.students import Fitted, outputs
+from sanov.learning.students import Fitted
+from sanov.nets.last_linear import LastLinear
 
 __all__ = ["taught_by"]
 
@@ -33,17 +32,9 @@ def taught_by(fitted: Fitted, table: DistilTable) -> DistilTable:
     if fitted.readout.outputs != len(fitted.classes):
         raise InputError("the teacher has other outputs than one for each class", where=fitted.system)
     table = table.aligned(fitted.classes)
-    last = [module for module in fitted.model.modules() if isinstance(module, nn.Linear)][-1]
-    seen: list[Tensor] = []
-    hook = last.register_forward_hook(lambda module, given, result: seen.append(given[0].detach().cpu()))
-    try:
-        logits = outputs(fitted.model, fitted.encoder.encode(table), len(table))
-    finally:
-        hook.remove()
-    weight, bias = (values.detach().double().cpu().numpy() for values in (last.weight, last.bias))
-    return replace(
-        table,
-        logits=logits.double().numpy(),
-        embeddings=np.asarray(torch.cat(seen).double().numpy()),
-        head=Head(weight.T.copy(), bias),
-    )
+    watched, device = LastLinear(fitted.model.eval()), next(fitted.model.parameters()).device
+    arguments = fitted.encoder.encode(table).rows(np.arange(len(table)))
+    logits, embeddings = (x.double().cpu().numpy() for x in watched(*(v.to(device) for v in arguments.values())))
+    last = watched.head()
+    assert last is not None  # every student ends in a linear layer
+    return replace(table, logits=logits, embeddings=embeddings, head=Head(*last))
