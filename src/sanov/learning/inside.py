@@ -34,7 +34,9 @@ def taught_by(fitted: Fitted, table: DistilTable) -> DistilTable:
     table = table.aligned(fitted.classes)
     watched, device = LastLinear(fitted.model.eval()), next(fitted.model.parameters()).device
     arguments = fitted.encoder.encode(table).rows(np.arange(len(table)))
-    logits, embeddings = (x.double().cpu().numpy() for x in watched(*(v.to(device) for v in arguments.values())))
+    logits, embeddings = watched(*(values.to(device) for values in arguments.values()))
     last = watched.head()
-    assert last is not None  # every student ends in a linear layer
-    return replace(table, logits=logits, embeddings=embeddings, head=Head(*last))
+    assert embeddings is not None  # every student ends in a linear layer
+    assert last is not None
+    wide, inner = (x.double().cpu().numpy() for x in (logits, embeddings))
+    return replace(table, logits=wide, embeddings=inner, head=Head(*last))
