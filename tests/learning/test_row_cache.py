@@ -156,8 +156,15 @@ def test_a_full_disk_keeps_what_there_is(tmp_path, monkeypatch):
 
 def test_a_place_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("")
-    assert not row_cache.is_writable(tmp_path / "file")
-    assert row_cache.is_writable(tmp_path / "a" / "b")
+    with row_cache.writable(tmp_path / "file") as found:
+        assert not found
+    with row_cache.writable(tmp_path / "a" / "b") as found:
+        assert found
+        assert (tmp_path / "a" / "b").is_dir()
+    assert not (tmp_path / "a").exists()
+    with row_cache.writable(tmp_path / "a" / "b"):
+        (tmp_path / "a" / "b" / "c").write_text("kept")
+    assert (tmp_path / "a" / "b" / "c").exists()
     with pytest.raises(InputError, match="cannot be locked"):
         kept(tmp_path / "file", ABOUT, ROWS, Squares(tmp_path / "log"))
 

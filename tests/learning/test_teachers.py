@@ -289,11 +289,11 @@ def test_a_table_that_has_all_is_left_alone(bert, asked):
 
 MISTAKES = {
     "no rows": (lengths, {"inputs": (), "labels": None}, {}, "there are no rows"),
-    "rows": (lambda rows: lengths(rows)[1:], {}, {}, "gives 8 logits for 9 rows"),
+    "rows": (lambda rows: lengths(rows)[1:], {}, {}, r"logits are of shape .8, 2.; expected .9, classes. for 9 rows"),
     "one axis": (lambda rows: np.ones(len(rows)), {}, {}, r"shape \[9\].*\[9, classes\]"),
     "NaN": (lambda rows: np.where(lengths(rows) == 3, np.nan, 1.0), {}, {}, "logits of 1 rows are not finite.*row 3"),
     "other arrays": (lambda rows: {"scores": lengths(rows)}, {}, {}, "gives 'scores'; expected logits"),
-    "nothing": (lambda rows: {"head_bias": np.zeros(2)}, {}, {}, "gives no logits"),
+    "nothing": (lambda rows: {"embeddings": lengths(rows)}, {}, {}, "gives no logits"),
     "no embeddings": (lengths, {}, {"embeddings": True}, "gives no embeddings"),
     "classes": (
         lambda rows: np.ones((len(rows), 3)),
@@ -309,6 +309,7 @@ MISTAKES = {
         {"embeddings": True},
         "embeddings must be the input of the last linear layer",
     ),
+    "half a head": (lambda rows: {"logits": lengths(rows), "head_bias": np.ones(2)}, {}, {}, "without the other half"),
     "no folder": ("none", {}, {}, "none: there is no such folder"),
     "features for BERT": ("bert", {"inputs": FEATURES}, {}, "reads texts, and the table has none"),
 }
@@ -318,7 +319,9 @@ MISTAKES = {
 def test_mistakes(teacher, changes, options, message, bert, tmp_path, monkeypatch):
     monkeypatch.chdir(bert.parent)
     with pytest.raises(InputError, match=f"(?s){message}"):
-        teachers.with_teacher(table(**changes), teacher, folder=tmp_path, key="k", **options)
+        teachers.with_teacher(table(**changes), teacher, folder=tmp_path / "fit", key="k", **options)
+    if "the reviews: the teacher has 3 classes" not in message:  # the teacher itself is not at fault there
+        assert not (tmp_path / "fit").exists()
 
 
 def test_a_network_without_readable_source_is_told_apart_by_name():

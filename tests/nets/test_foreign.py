@@ -86,3 +86,20 @@ def test_damaged_weights(tmp_path):
     (folder / "model.safetensors").unlink()
     with pytest.raises(InputError, match="cannot be loaded as a classifier"):
         load_classifier(folder)
+
+
+def test_a_folder_without_a_tokenizer(tmp_path):
+    """The library itself would make an empty one, and give every text the same tokens."""
+    folder = tiny_bert.save(tmp_path / "bert")
+    for name in ("tokenizer.json", "vocab.txt"):
+        (folder / name).unlink()
+    with pytest.raises(InputError, match=r"has no tokenizer \(tokenizer.json or vocab.txt\)"):
+        load_classifier(folder)
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    folder = tiny_bert.save(tmp_path / "bert")
+    path = folder / "tokenizer.json"
+    path.write_text(path.read_text().replace('"##s": 10', '"##s": 10, "superb": 11'))
+    with pytest.raises(InputError, match="the tokenizer gives the token 11, and the model knows 11"):
+        classifier_logits(folder, ["good", "a superb film"])

@@ -225,6 +225,84 @@ def test_teachers(tmp_path):
     assert sinkd.read([texts], parse(sinkd.Config, {"teacher": bert})).classes == ("neg", "pos")
 
 
+IDS = [f"r{row}" for row in range(96)]
+INPUTS = frame().drop("logit_a", "logit_b", "logit_c").with_columns(id=pl.Series(IDS))
+LOGITS = frame().select("^logit_.*$").with_columns(id=pl.Series(IDS))
+
+PAIRS = {
+    "ids of others": (
+        INPUTS,
+        LOGITS.with_columns(id="x" + pl.col("id")),
+        "teacher.csv: 96 of 96 row ids of rows.csv have no logits ('r0', 'r1', 'r2')",
+    ),
+    "ids moved by one row": (
+        INPUTS,
+        LOGITS.with_columns(id=pl.Series([*IDS[1:], "r96"])),
+        "teacher.csv: 1 of 96 row ids of rows.csv have no logits ('r0')",
+    ),
+    "an id of the rows twice": (
+        INPUTS.with_columns(id=pl.Series(["r0", *IDS[:95]])),
+        LOGITS,
+        "rows.csv, row 2: the row id 'r0' occurs twice; expected one id a row",
+    ),
+    "an id of the teacher twice": (INPUTS, pl.concat([LOGITS, LOGITS.head(1)]), "teacher.csv, row 97: the row id 'r0'"),
+    "a missing id": (
+        INPUTS,
+        LOGITS.with_columns(id=pl.Series([None, *IDS[1:]])),
+        "teacher.csv, row 1: the row id is missing",
+    ),
+    "no ids": (INPUTS, LOGITS.drop("id"), "teacher.csv: there is no column 'id' of row ids. Add one"),
+    "a class that the teacher lacks": (
+        INPUTS.with_columns(label=pl.Series(["a", "b", "c"] * 32)),
+        LOGITS.drop("logit_c"),
+        "rows.csv, row 3: the label is 'c'; expected one of 'a', 'b'",
+    ),
+    "classes of other names": (
+        INPUTS.with_columns(label=pl.Series(["x", "y", "z"] * 32)),
+        LOGITS,
+        "rows.csv, row 1: the label is 'x'; expected one of 'a', 'b', 'c'",
+    ),
+}
+
+
+@pytest.mark.parametrize(("inputs", "logits", "message"), PAIRS.values(), ids=PAIRS)
+def test_rows_and_their_teacher(command, tmp_path, inputs, logits, message):
+    inputs.write_csv(tmp_path / "rows.csv")
+    logits.write_csv(tmp_path / "teacher.csv")
+    status, told = command("fit", "sinkd", "rows.csv", "teacher.csv", "--out", "student", *QUICK)
+    assert status == 2
+    assert message in told
+    assert not (tmp_path / "student").exists()
+
+
+def test_a_teacher_may_have_a_class_that_no_label_has(command, tmp_path):
+    INPUTS.with_columns(label=pl.Series(["a", "c"] * 48)).write_csv(tmp_path / "rows.csv")
+    LOGITS.reverse().write_csv(tmp_path / "teacher.csv")
+    assert command("fit", "sinkd", "rows.csv", "teacher.csv", "--out", "student", *QUICK)[0] == 0
+
+
+def test_teachers_that_cannot_be_asked(command, tmp_path):
+    """Each is told through the command line, and leaves no folder behind."""
+    pytest.importorskip("transformers", reason="the extra `language` is not installed")
+    pl.DataFrame({"text": ["good film", "bad film"] * 20, "label": ["pos", "neg"] * 20}).write_csv(tmp_path / "t.csv")
+    without, other = (tiny_bert.save(tmp_path / name) for name in ("without", "other"))
+    (without / "tokenizer.json").unlink()
+    (without / "vocab.txt").unlink()
+    path = other / "tokenizer.json"
+    path.write_text(path.read_text().replace('"good": 5', '"good": 99'))
+    tiny_bert.save(tmp_path / "encoder", head=False, num_labels=2)
+    tiny_bert.save(tmp_path / "classes", classes=("sad", "glad", "mad"))
+    for folder, message in {
+        "without": "without: the folder has no tokenizer (tokenizer.json or vocab.txt)",
+        "other": "other: the tokenizer gives the token 99, and the model knows 11",
+        "encoder": "lacks trained weights",
+        "classes": "row 1: the label is 'pos'; expected one of 'sad', 'glad', 'mad'",
+    }.items():
+        status, told = command("fit", "sinkd", "t.csv", f"teacher={folder}", "--out", "student", *QUICK)
+        assert (status, message in told) == (2, True), told
+        assert not (tmp_path / "student").exists()
+
+
 # -- warnings ---------------------------------------------------------------------------------------------------------
 
 

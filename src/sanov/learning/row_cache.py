@@ -12,7 +12,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
@@ -23,7 +23,7 @@ from sanov.core.errors import InputError, SanovWarning
 from sanov.core.locks import lock
 from sanov.core.progress import track
 
-__all__ = ["SHARD", "Work", "computed", "is_writable", "kept", "known"]
+__all__ = ["SHARD", "Work", "computed", "kept", "known", "writable"]
 
 SHARD = 512  # rows between two lines of the journal: what a kill may cost
 JOURNAL, ABOUT = "rows.jsonl", "about.json"
@@ -96,23 +96,29 @@ def kept(root: Path, about: Mapping[str, Any], rows: int, work: Work) -> Arrays:
         missing = entry.missing()
         if missing:
             entry.tell_damage()
-            entry.begin(work.name)
         for start in track(missing, "teacher"):
-            stop = min(start + SHARD, rows)
-            arrays = work.rows(start, stop)
-            with _telling(entry, start):
-                entry.write(start, arrays, work.constants)
+            arrays = work.rows(start, min(start + SHARD, rows))
+            with _telling(entry):
+                entry.write(start, arrays, work)
         return entry.mapped()
 
 
-def is_writable(root: Path) -> bool:
-    """Whether files can be made in a folder; it is made if it is missing."""
+@contextmanager
+def writable(root: Path) -> Iterator[bool]:
+    """Yield whether files can be made in a folder, which is made if it is missing; it goes again if nothing came into it."""
+    made = [path for path in (root, *root.parents) if not path.exists()]
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=root):
-            return True
-    except OSError:
-        return False
+        try:
+            root.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=root):
+                found = True
+        except OSError:
+            found = False
+        yield found
+    finally:
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
 
 
 class _Entry:
@@ -175,20 +181,16 @@ class _Entry:
             text = f"{self.folder} is damaged: {shards} of its rows, on which the teacher is run again."
             warnings.warn(text, SanovWarning, stacklevel=5)
 
-    def begin(self, name: str) -> None:
-        """Make a new folder, or clear away a journal of which nothing holds."""
+    def write(self, start: int, arrays: Arrays, work: Work) -> None:
+        """Write a shard, and then its line; before the first one, all that is not by row."""
         if not self.sound:
             (self.folder / JOURNAL).unlink(missing_ok=True)
-        if not (self.folder / ABOUT).is_file():
-            files.write_json(self.folder / ABOUT, {"name": name, **self.about})
-
-    def write(self, start: int, arrays: Arrays, constants: Any) -> None:
-        """Write a shard, and then its line."""
-        if not self.sound:
-            self.constants = {name: self._save(name, values) for name, values in constants().items()}
+            files.write_json(self.folder / ABOUT, {"name": work.name, **self.about})
+            constants = {name: self._save(name, values) for name, values in work.constants().items()}
             for name, values in arrays.items():
                 self._make(name, values)
-            files.append_line(self.folder / JOURNAL, {"constants": self.constants})
+            files.append_line(self.folder / JOURNAL, {"constants": constants})
+            self.constants = constants
         digests = {name: self._put(name, start, values) for name, values in arrays.items()}
         files.append_line(self.folder / JOURNAL, {"start": start, "digests": digests})
         self.sound[start] = digests
@@ -226,11 +228,12 @@ def _digest(path: Path) -> str:
 
 
 @contextmanager
-def _telling(entry: _Entry, done: int) -> Iterator[None]:
+def _telling(entry: _Entry) -> Iterator[None]:
     """Tell a user what is kept when a place can no longer be written."""
     try:
         yield
     except (OSError, InputError) as error:
         reason = getattr(error, "strerror", None) or str(error)
+        done = sum(min(SHARD, entry.count - start) for start in entry.sound)
         fix = f"mend that and run again: {done} of {entry.count} rows are kept"
         raise InputError(f"cannot be written ({reason})", where=str(entry.folder), fix=fix) from error

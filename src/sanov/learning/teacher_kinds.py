@@ -14,13 +14,15 @@ from torch import nn
 
 from sanov.core import files
 from sanov.core.errors import InputError
+from sanov.data.heads import Head, checked_logits
 from sanov.nets import foreign
 from sanov.nets.last_linear import LastLinear
 
-__all__ = ["Arrays", "OfRows", "OfTexts", "Rows", "Teacher", "named"]
+__all__ = ["Arrays", "OfRows", "OfTexts", "Rows", "Teacher", "checked"]
 
 ARRAYS = ("logits", "embeddings", "head_weight", "head_bias")
 WEIGHTS = {".safetensors", ".bin", ".json", ".txt", ".model"}  # of a Hugging Face folder, what outputs depend on
+WHERE = "the teacher"
 OF_TRAINING = {"training_args.bin", "trainer_state.json", "optimizer.bin", "scheduler.bin"}
 
 Teacher = str | Path | nn.Module | Callable[[Any], Any] | Mapping[str, Any] | np.ndarray
@@ -82,7 +84,7 @@ class OfRows:
     def __init__(self, teacher: nn.Module | Callable[[Any], Any], inputs: Rows, embeddings: bool):
         if isinstance(teacher, nn.Module) and not isinstance(inputs, np.ndarray):
             fix = "pass a function of texts, or the folder of a Hugging Face classifier"
-            raise InputError("a network reads features, and the rows are texts", where="the teacher", fix=fix)
+            raise InputError("a network reads features, and the rows are texts", where=WHERE, fix=fix)
         self.teacher, self.inputs, self.embeddings = teacher, inputs, embeddings
         self.watched = LastLinear(teacher) if isinstance(teacher, nn.Module) else None
         self.head: Arrays = {}
@@ -109,24 +111,20 @@ class OfRows:
     def rows(self, start: int, stop: int) -> Arrays:
         """Return the outputs on some rows."""
         part = self.inputs[start:stop]
-        found = self._watched(part) if self.watched is not None else named(self.teacher(part), self.embeddings)
+        given = self._watched(part) if self.watched is not None else self.teacher(part)
+        found = checked(given, self.embeddings, stop - start, first=start + 1)
         self.head = {name: found.pop(name) for name in ("head_weight", "head_bias") if name in found}
-        for name, values in found.items():
-            if len(values) != stop - start:
-                raise InputError(f"gives {len(values)} {name} for {stop - start} rows", where="the teacher")
         return found
 
-    def _watched(self, part: Rows) -> Arrays:
+    def _watched(self, part: Rows) -> dict[str, Any]:
         assert self.watched is not None
         weights = next(self.watched.model.parameters(), torch.zeros(()))
         with _evaluating(self.watched.model):
             logits, embeddings = self.watched(torch.as_tensor(part, dtype=weights.dtype, device=weights.device))
         if self.embeddings and embeddings is None:
-            raise InputError("the logits are not the outputs of a linear layer", where="the teacher")
-        found = {"logits": logits} | ({"embeddings": embeddings} if self.embeddings and embeddings is not None else {})
-        head = self.watched.head() if self.embeddings else None
-        last = {} if head is None else {"head_weight": head[0], "head_bias": head[1]}
-        return {name: _array(values) for name, values in (found | last).items()}
+            raise InputError("the logits are not the outputs of a linear layer", where=WHERE)
+        head = self.watched.head() or (None, None)
+        return {"logits": logits, "embeddings": embeddings, "head_weight": head[0], "head_bias": head[1]}
 
     def constants(self) -> Arrays:
         """Return the head."""
@@ -157,31 +155,68 @@ def _digest(values: torch.Tensor) -> str:
     return files.digest(values.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
 
 
-def named(found: Any, embeddings: bool) -> Arrays:
-    """Return the arrays by name of what a user's teacher gave, without embeddings that nobody asked for.
+def checked(found: Any, embeddings: bool, rows: int, first: int = 1) -> Arrays:
+    """Return the arrays by name of what a user's teacher gave; logits too where only embeddings and head were given.
 
     Parameters
     ----------
     found
         Logits, a tuple of logits and embeddings, or a mapping of arrays.
     embeddings
-        Whether they were asked for.
+        Whether they were asked for; else they are left out.
+    rows
+        How many rows there must be.
+    first
+        Number of the first of them, for messages.
 
     Raises
     ------
     InputError
-        The mapping holds something else.
+        Something is missing, of another shape or not finite, or the head does not give the logits.
     """
+    arrays = _arrays(found)
+    for name in ("logits", "embeddings"):
+        if name in arrays:
+            _check(name, arrays[name], rows, first)
+    halves = {"head_weight", "head_bias"} & arrays.keys()
+    if len(halves) == 1:
+        raise InputError(f"gives {halves.pop()} without the other half of the head", where=WHERE)
+    if "embeddings" in arrays and halves:
+        where = WHERE if first == 1 else f"{WHERE}, rows from {first}"
+        head = Head(arrays["head_weight"].astype(np.float64), arrays["head_bias"].astype(np.float64))
+        arrays["logits"] = checked_logits(arrays["embeddings"], head, arrays.get("logits"), name=where)
+        arrays |= {"head_weight": head.weight, "head_bias": head.bias}
+    if embeddings and "embeddings" not in arrays:
+        fix = "return logits and embeddings, or pass a network whose last layer is linear"
+        raise InputError("gives no embeddings", where=WHERE, fix=fix)
+    if "logits" not in arrays and not embeddings:
+        raise InputError("gives no logits", where=WHERE)
+    return arrays if embeddings else {"logits": arrays["logits"]}
+
+
+def _arrays(found: Any) -> Arrays:
     if isinstance(found, tuple):
         found = dict(zip(("logits", "embeddings"), found, strict=False))
     given = dict(found) if isinstance(found, Mapping) else {"logits": found}
     unknown = sorted(set(given) - set(ARRAYS))
     if unknown:
-        raise InputError(f"gives {unknown[0]!r}", where="the teacher", expected=", ".join(ARRAYS))
-    wanted = ARRAYS if embeddings else ("logits",)
-    return {name: _array(values) for name, values in given.items() if name in wanted and values is not None}
+        raise InputError(f"gives {unknown[0]!r}", where=WHERE, expected=", ".join(ARRAYS))
+    return {name: _array(values) for name, values in given.items() if values is not None}
 
 
 def _array(values: Any) -> np.ndarray:
-    array = values.detach().float().cpu().numpy() if isinstance(values, torch.Tensor) else np.asarray(values)
+    if isinstance(values, torch.Tensor):
+        values = values.detach().cpu()
+        values = (values if values.dtype == torch.float64 else values.float()).numpy()
+    array = np.asarray(values)
     return array if array.dtype in (np.float32, np.float64) else array.astype(np.float64)
+
+
+def _check(name: str, values: np.ndarray, rows: int, first: int) -> None:
+    if values.ndim != 2 or len(values) != rows:
+        expected = f"[{rows}, {'classes' if name == 'logits' else 'width'}] for {rows} rows"
+        raise InputError(f"{name} are of shape {list(values.shape)}", where=WHERE, expected=expected)
+    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
+    if len(bad):
+        found = f"{name} of {len(bad)} rows are not finite, the first is row {bad[0] + first}"
+        raise InputError(found, where=WHERE)

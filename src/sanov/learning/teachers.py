@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import os
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,9 @@ from sanov.core.errors import InputError, SanovWarning
 from sanov.data import distillation
 from sanov.data.distillation import DistilTable, Head
 from sanov.data.distillation_sources import Columns
-from sanov.data.heads import checked_logits
 from sanov.learning import row_cache
 from sanov.learning.processes import every_process, gathered, joined
-from sanov.learning.teacher_kinds import Arrays, OfRows, OfTexts, Rows, Teacher, named
+from sanov.learning.teacher_kinds import Arrays, OfRows, OfTexts, Rows, Teacher, checked
 from sanov.nets import foreign
 
 __all__ = ["CACHE", "VARIABLE", "Outputs", "Teacher", "outputs", "read", "with_teacher"]
@@ -163,7 +163,7 @@ def outputs(
     if len(rows) == 0:
         raise InputError("there are no rows", where="the teacher's input")
     if isinstance(teacher, Mapping | np.ndarray):
-        return _made(named(teacher, embeddings), len(rows), embeddings)
+        return _made(checked(teacher, embeddings, len(rows)), embeddings)
     if isinstance(teacher, str | Path):
         work: OfTexts | OfRows = OfTexts(teacher, rows, embeddings, max_length)
     else:
@@ -171,10 +171,10 @@ def outputs(
     about = work.about(key)
     found = None if about is None else _known(about, len(rows), folder)
     if found is None:
-        root = None if about is None else _root(folder)
-        found = _shared(work, len(rows)) if root is None else row_cache.kept(root, about or {}, len(rows), work)
+        with _root([] if about is None else _roots(folder)) as root:
+            found = _shared(work, len(rows)) if root is None else row_cache.kept(root, about or {}, len(rows), work)
         work.told()
-    return _made(found, len(rows), embeddings)
+    return _made(found, embeddings)
 
 
 # -- where outputs are kept -------------------------------------------------------------------------------------------
@@ -195,14 +195,17 @@ def _known(about: dict[str, Any], rows: int, folder: str | Path | None) -> Array
     return None
 
 
-def _root(folder: str | Path | None) -> Path | None:
-    """The first folder that can be written."""
-    for root in _roots(folder):
-        if row_cache.is_writable(root):
-            return root
-        text = f"{root} cannot be written: the teacher's outputs are not kept there."
-        warnings.warn(text, SanovWarning, stacklevel=4)
-    return None
+@contextmanager
+def _root(places: Sequence[Path]) -> Iterator[Path | None]:
+    """Yield the first folder that can be written."""
+    for place in places:
+        with row_cache.writable(place) as found:
+            if found:
+                yield place
+                return
+        text = f"{place} cannot be written: the teacher's outputs are not kept there."
+        warnings.warn(text, SanovWarning, stacklevel=5)
+    yield None
 
 
 def _shared(work: row_cache.Work, rows: int) -> Arrays:
@@ -216,35 +219,13 @@ def _shared(work: row_cache.Work, rows: int) -> Arrays:
     return {name: gathered(torch.from_numpy(x).to(state.device)).cpu().numpy() for name, x in arrays.items()}
 
 
-# -- outputs, checked -------------------------------------------------------------------------------------------------
+# -- outputs ----------------------------------------------------------------------------------------------------------
 
 
-def _made(found: Arrays, rows: int, embeddings: bool) -> Outputs:
-    """Outputs of arrays, after a look at their shapes and whether they are finite."""
-    for name in ("logits", "embeddings"):
-        if name in found:
-            _check(name, found[name], rows)
-    logits, inside = found.get("logits"), found.get("embeddings") if embeddings else None
-    if logits is None and inside is None:
-        raise InputError("gives no logits", where="the teacher")
-    if embeddings and inside is None:
-        fix = "return logits and embeddings, or pass a network whose last layer is linear"
-        raise InputError("gives no embeddings", where="the teacher", fix=fix)
-    head = None
-    if inside is not None and "head_weight" in found and "head_bias" in found:
-        head = Head(*(np.asarray(found[name], dtype=np.float64) for name in ("head_weight", "head_bias")))
-        logits = checked_logits(inside, head, logits, name="the teacher")
-    return Outputs(logits, inside, head)
-
-
-def _check(name: str, values: np.ndarray, rows: int) -> None:
-    if values.ndim != 2 or len(values) != rows:
-        expected = f"[{rows}, {'classes' if name == 'logits' else 'width'}]"
-        raise InputError(f"{name} are of shape {list(values.shape)}", where="the teacher", expected=expected)
-    bad = np.flatnonzero(~np.isfinite(values).all(axis=1))
-    if len(bad):
-        found = f"{name} of {len(bad)} rows are not finite, the first is row {bad[0] + 1}"
-        raise InputError(found, where="the teacher")
+def _made(found: Arrays, embeddings: bool) -> Outputs:
+    inside = found.get("embeddings") if embeddings else None
+    head = Head(found["head_weight"], found["head_bias"]) if inside is not None and "head_weight" in found else None
+    return Outputs(found.get("logits"), inside, head)
 
 
 def _classes(table: DistilTable, found: Outputs) -> tuple[str, ...]:

@@ -153,6 +153,11 @@ def _load(
         reason = str(error).strip().splitlines()[0]
         what = "an encoder" if kind == "AutoModel" else "a classifier"
         raise InputError(f"cannot be loaded as {what} with its tokenizer ({reason})", where=folder) from None
+    names = set(tokenizer.vocab_files_names.values())
+    if names and not any((Path(folder) / name).is_file() for name in names):
+        # without these the library makes an empty tokenizer, to which all words are the same
+        fix = "save the tokenizer there too, by its save_pretrained"
+        raise InputError(f"the folder has no tokenizer ({' or '.join(sorted(names))})", where=folder, fix=fix)
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
@@ -206,8 +211,9 @@ class TextTeacher:
     ):
         self.directory, self.embeddings, self.batch_size = str(directory), embeddings, batch_size
         self.plain = embeddings and is_encoder(directory)
+        model: Any
         model, self.tokenizer = load_encoder(directory) if self.plain else load_classifier(directory)
-        self.device = next(model.parameters()).device
+        self.device, self.words = next(model.parameters()).device, len(model.get_input_embeddings().weight)
         self.limit = max_length or _limit(model.config, self.tokenizer)
         self.network: Any = model if self.plain else LastLinear(model)
         self.texts = self.cut = 0
@@ -232,6 +238,7 @@ class TextTeacher:
         lengths = np.array([len(ids) for ids in tokens["input_ids"]])
         self.texts += len(lengths)
         self.cut += 0 if self.limit is None else int((lengths >= self.limit).sum())
+        self._check_words(max((max(ids, default=0) for ids in tokens["input_ids"]), default=0))
         order = np.argsort(-lengths, kind="stable")
         found: dict[str, np.ndarray] = {}
         for start in range(0, len(order), self.batch_size):
@@ -256,6 +263,11 @@ class TextTeacher:
             found = "the teacher's logits are not the outputs of a linear layer"
             raise InputError(found, where=self.directory, fix="use a system that needs no embeddings")
         return {"logits": logits, "embeddings": embeddings}
+
+    def _check_words(self, largest: int) -> None:
+        if largest >= self.words:
+            found = f"the tokenizer gives the token {largest}, and the model knows {self.words}"
+            raise InputError(found, where=self.directory, fix="save the tokenizer with which the model was trained")
 
     def _check(self, found: dict[str, np.ndarray], first: int) -> None:
         for name, values in found.items():
