@@ -107,7 +107,7 @@ def read_part(source: Any, columns: Columns) -> Part:
 
 
 def _is_flat(source: Mapping[Any, Any]) -> bool:
-    return all(np.ndim(values) == 1 for name, values in source.items() if name != "inputs")
+    return all(np.ndim(values) == 1 for values in source.values())
 
 
 def _load(path: Path) -> dict[str, np.ndarray]:

@@ -56,6 +56,33 @@ def _new_digits() -> pl.DataFrame:
     return _frame(pixels[TRAINING_ROWS:], labels[TRAINING_ROWS:])
 
 
+def _parity() -> dict[str, np.ndarray]:
+    """The same 1,200 digits as even and odd, with a teacher of the two that shows its embeddings; the digit is known."""
+    return _even_and_odd(slice(TRAINING_ROWS), taught=True)
+
+
+def _new_parity() -> dict[str, np.ndarray]:
+    """The 597 other digits as even and odd."""
+    return _even_and_odd(slice(TRAINING_ROWS, None), taught=False)
+
+
+def _even_and_odd(rows: slice, *, taught: bool) -> dict[str, np.ndarray]:
+    """Kernel logistic regression: its random features are the embeddings, its coefficients the head."""
+    pixels, labels = _load_digits()
+    arrays = {"inputs": pixels[rows], "labels": labels[rows] % 2, "subclasses": labels[rows].astype(str)}
+    arrays["classes"] = np.array(["even", "odd"])
+    if not taught:
+        return arrays
+    from sklearn.kernel_approximation import Nystroem
+    from sklearn.linear_model import LogisticRegression
+
+    embeddings = Nystroem(gamma=1e-3, n_components=300, random_state=0).fit_transform(arrays["inputs"])
+    found = LogisticRegression(C=100.0, max_iter=1000).fit(embeddings, arrays["labels"])
+    weight = np.stack([np.zeros_like(found.coef_[0]), found.coef_[0]], axis=1)
+    head = {"head_weight": weight, "head_bias": np.array([0.0, found.intercept_[0]])}
+    return {**arrays, "embeddings": embeddings, **head}
+
+
 def _load_digits() -> tuple[np.ndarray, np.ndarray]:
     found = require("sklearn.datasets", "demo").load_digits()
     return found.data, found.target
@@ -80,4 +107,10 @@ def _teacher_logits(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return np.asarray(cross_val_predict(teacher, pixels, labels, cv=5, method="decision_function"))
 
 
-TABLES: dict[str, Callable[[], pl.DataFrame]] = {"digits": _digits, "digits-new": _new_digits, "wine": _wine}
+TABLES: dict[str, Callable[[], Any]] = {
+    "digits": _digits,
+    "digits-new": _new_digits,
+    "parity": _parity,
+    "parity-new": _new_parity,
+    "wine": _wine,
+}
