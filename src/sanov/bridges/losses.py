@@ -6,14 +6,15 @@
     loss, metrics = loss_of(student(batch), teacher_logits, labels)
     loss.backward()
 
-The options are those of ``sanov show sinkd`` and ``sanov show distillation``; those of the student and of its training
-belong to the loop.
+The options are those of ``sanov show sinkd``, ``lelp`` and ``distillation``; those of the student and of its training belong
+to the loop. `lelp` also needs how the teacher's embeddings divide the classes, which `with_subclasses` finds for all rows.
 """
 
 from __future__ import annotations
 
+import functools
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -23,13 +24,17 @@ from torch import Tensor
 
 from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import Options, parse
+from sanov.data.distillation import DistilTable
+from sanov.learning import subclasses
 from sanov.learning.components import Component, Rows, weighted_sums
 from sanov.learning.processes import place
+from sanov.learning.readout import Readout
 from sanov.precision import wide_dtype
 from sanov.systems import find
 
-__all__ = ["DistillationLoss", "Loss", "distillation_loss"]
+__all__ = ["DistillationLoss", "Loss", "distillation_loss", "with_subclasses"]
 
+SUBCLASSES = "subclasses"  # among the extras: log p(s | c)
 NONE = -1  # a row without label; a loop may also write PyTorch's -100
 
 
@@ -52,11 +57,16 @@ class DistillationLoss:
     config
         The system's options.
     components
-        The terms of its objective.
+        The terms of its objective, for a number of classes.
     """
 
     config: Options
-    components: Sequence[Component]
+    components: Callable[[int], Sequence[Component]]
+
+    @property
+    def subclasses(self) -> int:
+        """Outputs of the student for each class."""
+        return int(getattr(self.config, "subclasses", 1))
 
     def __call__(
         self,
@@ -64,6 +74,7 @@ class DistillationLoss:
         teacher_logits: Float[Tensor, "*teacher_rows teacher_classes"],
         labels: Int64[Tensor, "*labels"] | None = None,
         *,
+        extras: Mapping[str, Tensor] | None = None,
         mask: Bool[Tensor, "*mask"] | None = None,
         progress: float = 0.0,
     ) -> Loss:
@@ -72,9 +83,12 @@ class DistillationLoss:
         Parameters
         ----------
         student_logits, teacher_logits
-            Of the same rows; further leading axes, such as tokens, are rows too. No gradient reaches the teacher.
+            Of the same rows; further leading axes, such as tokens, are rows too. No gradient reaches the teacher. A student
+            of `lelp` has ``subclasses`` logits for each class, those of a class side by side.
         labels
             Index of the class; negative where a row has no label. None where none has.
+        extras
+            Further arrays of the same rows; for `lelp` the ``subclasses`` that `with_subclasses` found.
         mask
             True where a row counts; None for all.
         progress
@@ -86,31 +100,56 @@ class DistillationLoss:
             The shapes differ, no row counts, a label is no class, a teacher logit is not finite, or nothing is left that
         tells rows apart.
         """
-        student, rows = self._rows(student_logits, teacher_logits, labels, mask, progress)
-        self._check(rows)
-        counts = {component.name: component.count(rows.labels) for component in self.components}
-        sums = weighted_sums(self.components, student, rows)
+        student, rows = self._rows(student_logits, teacher_logits, labels, mask, progress, extras or {})
+        components = self.components(teacher_logits.shape[-1])
+        self._check(rows, components)
+        counts = {component.name: component.count(rows.labels) for component in components}
+        sums = weighted_sums(components, student, rows)
         means = {name: total / max(counts[name], 1) for name, (total, _) in sums.items()}
         terms = [sums[name][1] * mean for name, mean in means.items()]
         return Loss(sum(terms[1:], terms[0]), {name: mean.detach() for name, mean in means.items()})
 
     def _rows(
-        self, student: Tensor, teacher: Tensor, labels: Tensor | None, mask: Tensor | None, progress: float
+        self,
+        student: Tensor,
+        teacher: Tensor,
+        labels: Tensor | None,
+        mask: Tensor | None,
+        progress: float,
+        extras: Mapping[str, Tensor],
     ) -> tuple[Tensor, Rows]:
-        if student.shape != teacher.shape:
-            found = f"student logits of shape {list(student.shape)}, teacher logits {list(teacher.shape)}"
-            raise InputError(found, where="the batch", expected="the same rows and classes in both")
         leading, wide = student.shape[:-1], wide_dtype(student)
+        if student.shape != (*teacher.shape[:-1], teacher.shape[-1] * self.subclasses):
+            found = f"student logits of shape {list(student.shape)}, teacher logits {list(teacher.shape)}"
+            of_each = (
+                f", {self.subclasses} outputs of the student for each class" if self.subclasses > 1 else " in both"
+            )
+            raise InputError(found, where="the batch", expected=f"the same rows and classes{of_each}")
         labels = torch.full(leading, NONE, device=student.device) if labels is None else labels
-        for name, values in (("labels", labels), ("mask", mask)):
-            if values is not None and values.shape != leading:
+        for name, values in (("labels", labels), ("mask", mask), *extras.items()):
+            if values is not None and values.shape[: len(leading)] != leading:
                 found = f"logits of {list(leading)} rows, {name} of shape {list(values.shape)}"
                 raise InputError(found, where="the batch", expected="one a row")
         keep = slice(None) if mask is None else mask.reshape(-1)
         student, teacher = (x.reshape(-1, x.shape[-1])[keep].to(wide) for x in (student, teacher.detach()))
-        return student, Rows(teacher, labels.reshape(-1)[keep].clamp_min(NONE), progress)
+        further = {name: x.detach().reshape(-1, *x.shape[len(leading) :])[keep].to(wide) for name, x in extras.items()}
+        return student, Rows(
+            teacher, labels.reshape(-1)[keep].clamp_min(NONE), progress, self._divided(teacher, further)
+        )
 
-    def _check(self, rows: Rows) -> None:
+    def _divided(self, teacher: Tensor, extras: dict[str, Tensor]) -> dict[str, Tensor]:
+        """Return the rows' extras with how they divide the classes; with one subclass nobody has to say it."""
+        if not hasattr(self.config, "subclasses"):
+            return extras
+        shape = (*teacher.shape, self.subclasses)
+        found = extras.get(SUBCLASSES, torch.zeros(shape, device=teacher.device) if self.subclasses == 1 else None)
+        if found is None or found.shape != shape:
+            told = "there are none" if found is None else f"shape {list(found.shape)}"
+            fix = "take those of the table that with_subclasses returns"
+            raise InputError(told, where=f"extras['{SUBCLASSES}']", expected=f"{list(shape)}", fix=fix)
+        return {**extras, SUBCLASSES: found.to(teacher.dtype)}
+
+    def _check(self, rows: Rows, components: Sequence[Component]) -> None:
         if len(rows.teacher) == 0:
             raise InputError("no row counts", where="the batch", fix="skip it")
         classes, largest = rows.teacher.shape[-1], int(rows.labels.max())
@@ -120,8 +159,8 @@ class DistillationLoss:
             raise InputError(
                 "some are NaN or infinite", where="teacher_logits", fix="remove them, or run the teacher again"
             )
-        whole = [component for component in self.components if component.whole_batch]
-        by_row = [c for c in self.components if not c.whole_batch and c.count(rows.labels) > 0]
+        whole = [component for component in components if component.whole_batch]
+        by_row = [c for c in components if not c.whole_batch and c.count(rows.labels) > 0]
         if not by_row and not getattr(self.config, "identity_penalty", 0):
             raise InputError(
                 "without labels only transport is left, which cannot tell rows apart",
@@ -139,7 +178,7 @@ def distillation_loss(system: str = "sinkd", **options: Any) -> DistillationLoss
     Parameters
     ----------
     system
-        ``sinkd``, or ``distillation`` for the textbook losses.
+        ``sinkd``, ``lelp``, or ``distillation`` for the textbook losses.
     options
         As on the command line; a group is a dictionary, or a dotted name in one. ``balance`` acts where gradients are
         formed; without them the value is that of ``transport_weight``.
@@ -150,14 +189,55 @@ def distillation_loss(system: str = "sinkd", **options: Any) -> DistillationLoss
         An unknown system or option, a value out of range, ``transport.gather``, or ``balance`` with several processes.
     """
     module = find(system).load()
-    if not hasattr(module, "components"):
-        raise InputError("is no objective of distillation", where=system, expected="sinkd or distillation")
+    if not hasattr(module, "components") and system != "lelp":
+        raise InputError("is no objective of distillation", where=system, expected="sinkd, lelp or distillation")
     config = parse(module.Config, options)
     if getattr(config, "balance", 0) > 0 and place()[1] > 1:
         fix = "give transport_weight, or train by `sanov fit sinkd`"
         raise InputError("the ratio of gradients needs the rows of all processes", where="balance", fix=fix)
-    active = [component for component in module.components(config) if component.weight > 0 or component.balance > 0]
-    if any(component.whole_batch == "gathered" for component in active):
+
+    @functools.cache
+    def components(classes: int) -> Sequence[Component]:
+        terms = _of_subclasses(config, classes) if system == "lelp" else module.components(config)
+        return [component for component in terms if component.weight > 0 or component.balance > 0]
+
+    if any(component.whole_batch == "gathered" for component in components(2)):
         found = "a loss inside another loop sees the rows of its own process alone"
         raise InputError(found, where="transport.gather", fix="leave it false, or train by `sanov fit sinkd`")
-    return DistillationLoss(config, active)
+    return DistillationLoss(config, components)
+
+
+def _of_subclasses(config: Any, classes: int) -> Sequence[Component]:
+    return subclasses.components(
+        Readout(classes, config.subclasses),
+        alpha=config.alpha,
+        temperature=config.temperature,
+        student_temperature=config.student_temperature,
+    )
+
+
+def with_subclasses(table: DistilTable, *, seed: int = 0, **options: Any) -> DistilTable:
+    """Return a table that carries how the teacher's embeddings divide every class, for the objective of `lelp`.
+
+    Parameters
+    ----------
+    table
+        With the teacher's embeddings, head and logits: `learning.teachers.with_teacher(..., embeddings=True)`.
+    seed
+        Of rotations.
+    options
+        Of `lelp`, as for `distillation_loss`.
+
+    Returns
+    -------
+    The table, with log p(s | c) [rows, classes, subclasses] among its extras, as ``subclasses``.
+
+    Raises
+    ------
+    InputError
+        The teacher's outputs are missing, or a class has too few rows or directions.
+    """
+    lelp = find("lelp").load()
+    config = parse(lelp.Config, options)
+    projection = lelp.find_subclasses(table, config, seed=seed)
+    return subclasses.divided(table, projection.log_conditional(table.embeddings, config.subclass_temperature))
