@@ -6,232 +6,52 @@
     student.fit(X, y).predict_proba(X_new)
 
 The parameters are the options of the system (``sanov show sinkd``), those of a group without the group's name: ``epochs``
-is ``training.epochs``. They are checked by `fit`. ``X`` holds numbers, or is a list of texts.
+is ``training.epochs``. ``X`` holds numbers, or is a list of texts. A teacher is over-confident on the rows that it was
+fitted to; one that is fitted here therefore answers for each row by a copy that never saw it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+import warnings
+from collections.abc import Mapping
 from dataclasses import replace
-from numbers import Integral
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
 from jaxtyping import Float64
 
-from sanov.bridges.sklearn_teachers import DataError, default_teacher, taught
-from sanov.core.errors import InputError, require
-from sanov.core.options import parse
-from sanov.data import distillation
+from sanov.bridges.sklearn_base import Distilled
+from sanov.bridges.sklearn_teachers import DataError, head_of, last_layer, plain_embeddings
+from sanov.core.errors import SanovWarning
 from sanov.data.distillation import DistilTable
-from sanov.learning.distil import held_out_rows
-from sanov.systems import find
 
-require("sklearn", "demo")
-from sklearn.base import BaseEstimator, ClassifierMixin  # noqa: E402
-from sklearn.utils import check_random_state  # noqa: E402
-from sklearn.utils.multiclass import check_classification_targets  # noqa: E402
-from sklearn.utils.validation import check_consistent_length, check_is_fitted, validate_data  # noqa: E402
-
-__all__ = ["DataError", "SinkdClassifier"]
-
-SEEDS = 2**31 - 1  # number of seeds that a random state is asked for
+__all__ = ["DataError", "LelpClassifier", "SinkdClassifier"]
 
 
-class _Distilled(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
-    """What the estimators share: they differ in their system and its options."""
-
-    _system: ClassVar[str]
-    _groups: ClassVar[Mapping[str, str]] = {
-        **dict.fromkeys(("width", "depth", "buckets", "embedding", "ngrams"), "student"),
-        **dict.fromkeys(("epochs", "learning_rate", "batch_size", "weight_decay"), "training"),
-        "validation_share": "validation",
-    }
-
-    def predict(self, X: Any) -> np.ndarray:
-        """Return the class that the student finds most probable.
-
-        Parameters
-        ----------
-        X
-            Rows of numbers, or texts: whatever `fit` had.
-        """
-        places = self.predict_log_proba(X).argmax(axis=1)
-        return np.asarray(self.classes_[places])
-
-    def predict_proba(self, X: Any) -> Float64[np.ndarray, "rows classes"]:
-        """Return the student's probabilities; the classes are in the order of ``classes_``.
-
-        Parameters
-        ----------
-        X
-            Rows of numbers, or texts: whatever `fit` had.
-        """
-        return np.exp(self.predict_log_proba(X))
-
-    def predict_log_proba(self, X: Any) -> Float64[np.ndarray, "rows classes"]:
-        """Return the logarithms of the student's probabilities.
-
-        Parameters
-        ----------
-        X
-            Rows of numbers, or texts: whatever `fit` had.
-        """
-        check_is_fitted(self)
-        inputs = _texts(X)
-        if inputs is None:
-            inputs = validate_data(self, X, reset=False, dtype=np.float64)
-        with self._in_their_words():
-            logits = self.student_.logits(DistilTable(inputs, self.student_.classes, name="X"))
-        shifted = logits - logits.max(axis=1, keepdims=True)
-        return np.asarray(shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True)))
-
-    def _fit(self, X: Any, y: Any, teacher_logits: Any) -> Any:
-        table = self._read(X, y)
-        seed = _seed(self.random_state)
-        with self._in_their_words():
-            config = self._config(table)
-            if teacher_logits is None:
-                table, self.teacher_ = self._taught(table, X, seed)
-            else:
-                table, self.teacher_ = self._with_logits(table, teacher_logits), None
-            self.student_ = self._module().fit(table, config, seed=seed)
-        return self
-
-    # -- what is given ------------------------------------------------------------------------------------------------
-
-    def _read(self, X: Any, y: Any) -> DistilTable:
-        """Check rows and labels, and set what scikit-learn expects to know of them."""
-        texts = _texts(X)
-        if texts is None:
-            inputs, y = validate_data(self, X, y, dtype=np.float64)
-        else:
-            inputs, y = texts, validate_data(self, "no_validation", y)
-            check_consistent_length(texts, y)
-            self.__dict__.pop("n_features_in_", None)  # of an earlier fit to numbers
-        check_classification_targets(y)
-        self.classes_, labels = np.unique(y, return_inverse=True)
-        if len(self.classes_) < 2:
-            found = f"all {len(y)} rows are of one class ({self.classes_[0]!s})"
-            raise DataError(found, where="y", expected="at least two classes")
-        features = tuple(getattr(self, "feature_names_in_", ()))
-        classes = tuple(str(name) for name in self.classes_)
-        return DistilTable(inputs, classes, labels=labels.astype(np.int64), features=features, name="X")
-
-    def _taught(self, table: DistilTable, X: Any, seed: int) -> tuple[DistilTable, Any]:
-        """Ask the teacher; it reads X as it was given where the columns have names, for it may ask for them."""
-        teacher = self.teacher
-        if teacher is None:
-            width = None if isinstance(table.inputs, tuple) else table.inputs.shape[1]
-            teacher = default_teacher(table.labels, width, seed)
-        given = X if hasattr(X, "columns") else table.inputs
-        logits, fitted = taught(teacher, given, self.classes_[table.labels], seed=seed)
-        return replace(table, logits=logits), fitted
-
-    def _with_logits(self, table: DistilTable, teacher_logits: Any) -> DistilTable:
-        if self.teacher is not None:
-            raise DataError(
-                "a teacher was given, and its logits too", where="teacher_logits", fix="drop one of the two"
-            )
-        arrays = {"inputs": np.zeros((len(table), 1)), "logits": teacher_logits, "classes": table.classes}
-        try:
-            logits = distillation.read([arrays]).logits
-        except InputError as error:
-            where = "teacher_logits"
-            raise DataError(error.found, where=where, expected=error.expected, fix=error.fix) from None
-        return replace(table, logits=logits)
-
-    # -- options ------------------------------------------------------------------------------------------------------
-
-    def _module(self) -> ModuleType:
-        return find(self._system).load()
-
-    def _config(self, table: DistilTable) -> Any:
-        options = {_dotted(name, self._groups): _plain(value) for name, value in self._own().items()}
-        return parse(self._module().Config, options | dict(self.options or {}))
-
-    def _own(self) -> dict[str, Any]:
-        """Return the parameters that are options of the system."""
-        parameters = self.get_params(deep=False)
-        return {name: value for name, value in parameters.items() if name not in OUTSIDE}
-
-    @contextmanager
-    def _in_their_words(self) -> Iterator[None]:
-        """Turn an error into a `DataError` that names the parameter as it is named here."""
-        try:
-            yield
-        except DataError:
-            raise
-        except InputError as error:
-            names = {_dotted(name, self._groups): name for name in self._own()}
-            where = None if error.where is None else names.get(error.where, error.where)
-            raise DataError(error.found, where=where, expected=error.expected, fix=error.fix) from None
-
-
-OUTSIDE = {"teacher", "random_state", "options"}  # parameters that are no options of the system
-
-
-def _dotted(name: str, groups: Mapping[str, str]) -> str:
-    group = groups.get(name)
-    return name if group is None else f"{group}.{name.removeprefix(f'{group}_')}"
-
-
-def _plain(value: Any) -> Any:
-    """Return Python's own number for NumPy's, which grids of parameters are made of."""
-    return value.item() if isinstance(value, np.generic) else value
-
-
-def _seed(random_state: Any) -> int:
-    state = check_random_state(random_state)
-    return int(random_state) if isinstance(random_state, Integral) else int(state.randint(SEEDS))
-
-
-def _texts(X: Any) -> tuple[str, ...] | None:
-    """Return the texts, or None where X is something else.
-
-    Raises
-    ------
-    DataError
-        Some of them are texts.
-    """
-    if getattr(X, "ndim", 1) != 1 or not hasattr(X, "__len__") or isinstance(X, str | bytes | Mapping) or not len(X):
-        return None
-    values = list(X)
-    others = [row for row, value in enumerate(values, start=1) if not isinstance(value, str)]
-    if len(others) == len(values):
-        return None
-    if others:
-        found = f"{len(others)} rows are no texts, the first is row {others[0]}"
-        raise DataError(found, where="X", expected="a text in each row", fix="leave out those rows")
-    return tuple(str(value) for value in values)
-
-
-class SinkdClassifier(_Distilled):
+class SinkdClassifier(Distilled):
     """A small network that learns from a teacher by Sinkhorn distillation (`systems.sinkd`).
 
     Parameters
     ----------
     teacher
-        A classifier with ``predict_proba``. One that is not fitted is copied and fitted to the rows of `fit`, and asked of
-        each row by a copy that did not see it; one that is fitted is asked as it is. (Cross-validation copies what it is
-        given, unfitted: wrap a fitted teacher in ``sklearn.frozen.FrozenEstimator``.) None takes logistic regression on
-        Nystroem features, for texts on TF-IDF.
-    transport_weight, alpha, temperature, anneal, transport_temperature, epsilon, iterations, gradient, identity_penalty, balance
+        A classifier with ``predict_proba``. One that is not fitted is copied and fitted to the rows of `fit`; one that is
+        fitted is asked as it is. (Cross-validation unfits what it copies: there, wrap a fitted teacher in
+        ``sklearn.frozen.FrozenEstimator``.) None takes logistic regression on Nystroem features, for texts on TF-IDF.
+    transport_weight, alpha, temperature, anneal, transport_temperature, epsilon, iterations, gradient, \
+identity_penalty, balance
         Options of the system, with its defaults.
     tolerance, p, debiased, sort
         Its options ``transport.tolerance`` ...
     width, depth
         Units of a hidden layer of the student, and number of these layers.
     buckets, embedding, ngrams
-        Texts: its options ``student.buckets`` ...
+        Texts: the options ``student.buckets`` ...
     epochs, learning_rate, batch_size, weight_decay
-        Of the student's training. The first two are larger than the system's own: tables are often small.
+        Of the student's training. The first two are 3 times those of the system, for tables are often small.
     validation_share
-        Share of rows held out, by which the best epoch is chosen.
+        Share of rows held out of the training, by which the best epoch is chosen.
     random_state
-        Of everything random; a whole number is the system's seed.
+        Of everything random; a whole number is the seed of the system.
     options
         Further options of the system, by dotted name: ``{"training.schedule": "linear"}``.
 
@@ -242,7 +62,7 @@ class SinkdClassifier(_Distilled):
     student_
         What `systems.sinkd.fit` returned: ``student_.summary()``, ``student_.history``, ``student_.save(folder)``.
     teacher_
-        The teacher, fitted to all rows; None where its logits were given.
+        The teacher, fitted to all rows; None where its outputs were given.
     n_features_in_, feature_names_in_
         Of ``X``, as everywhere in scikit-learn; not for texts.
 
@@ -253,7 +73,7 @@ class SinkdClassifier(_Distilled):
 
     _system = "sinkd"
     _groups: ClassVar[Mapping[str, str]] = {
-        **_Distilled._groups,
+        **Distilled._groups,
         **dict.fromkeys(("tolerance", "p", "debiased", "sort"), "transport"),
     }
 
@@ -261,60 +81,34 @@ class SinkdClassifier(_Distilled):
         self,
         teacher: Any = None,
         *,
-        transport_weight: float = 0.0256,
-        alpha: float = 0.9,
-        temperature: float = 2.0,
-        anneal: bool = False,
-        transport_temperature: float = 2.0,
-        epsilon: float = 0.1,
-        iterations: int = 20,
-        gradient: str = "unroll",
-        identity_penalty: float = 0.0,
-        balance: float = 0.0,
-        tolerance: float | None = None,
-        p: float = 1.0,
-        debiased: bool = False,
-        sort: bool = False,
-        width: int = 128,
-        depth: int = 1,
-        buckets: int = 65_536,
-        embedding: int = 64,
-        ngrams: int = 2,
-        epochs: int = 30,
-        learning_rate: float = 0.003,
-        batch_size: int = 64,
-        weight_decay: float = 0.01,
-        validation_share: float = 0.1,
+        transport_weight: Any = 0.0256,
+        alpha: Any = 0.9,
+        temperature: Any = 2.0,
+        anneal: Any = False,
+        transport_temperature: Any = 2.0,
+        epsilon: Any = 0.1,
+        iterations: Any = 20,
+        gradient: Any = "unroll",
+        identity_penalty: Any = 0.0,
+        balance: Any = 0.0,
+        tolerance: Any = None,
+        p: Any = 1.0,
+        debiased: Any = False,
+        sort: Any = False,
+        width: Any = 128,
+        depth: Any = 1,
+        buckets: Any = 65_536,
+        embedding: Any = 64,
+        ngrams: Any = 2,
+        epochs: Any = 30,
+        learning_rate: Any = 0.003,
+        batch_size: Any = 64,
+        weight_decay: Any = 0.01,
+        validation_share: Any = 0.1,
         random_state: Any = None,
-        options: Mapping[str, Any] | None = None,
+        options: Any = None,
     ):
-        self.teacher = teacher
-        self.transport_weight = transport_weight
-        self.alpha = alpha
-        self.temperature = temperature
-        self.anneal = anneal
-        self.transport_temperature = transport_temperature
-        self.epsilon = epsilon
-        self.iterations = iterations
-        self.gradient = gradient
-        self.identity_penalty = identity_penalty
-        self.balance = balance
-        self.tolerance = tolerance
-        self.p = p
-        self.debiased = debiased
-        self.sort = sort
-        self.width = width
-        self.depth = depth
-        self.buckets = buckets
-        self.embedding = embedding
-        self.ngrams = ngrams
-        self.epochs = epochs
-        self.learning_rate = learning_rate
-        self.batch_size = batch_size
-        self.weight_decay = weight_decay
-        self.validation_share = validation_share
-        self.random_state = random_state
-        self.options = options
+        self._keep(locals())
 
     def fit(self, X: Any, y: Any, teacher_logits: Any = None) -> SinkdClassifier:
         """Train a student.
@@ -326,8 +120,8 @@ class SinkdClassifier(_Distilled):
         y
             Class of each row.
         teacher_logits
-            The teacher's, [rows, classes] with the classes sorted, in place of a teacher. In cross-validation they are
-            divided as the rows are.
+            In place of a teacher: its logits [rows, classes] with the classes sorted. In cross-validation they are divided
+            as the rows are.
 
         Raises
         ------
@@ -337,11 +131,171 @@ class SinkdClassifier(_Distilled):
         fitted: SinkdClassifier = self._fit(X, y, teacher_logits)
         return fitted
 
-    def _config(self, table: DistilTable) -> Any:
-        """Leave out a last batch of one row, which transport cannot use, unless the user says otherwise."""
-        config = super()._config(table)
-        rows = len(table) - held_out_rows(table, config.validation)
-        alone = rows > config.training.batch_size > 1 == rows % config.training.batch_size
-        if alone and "validation.drop_last" not in (self.options or {}):
-            config = config.model_copy(update={"validation": config.validation.model_copy(update={"drop_last": True})})
+    def _fitting(self, config: Any, table: DistilTable, seed: int) -> Any:
+        """Leave out a last batch of one row, of which transport makes nothing, unless `options` say otherwise."""
+        from sanov.learning.distil import held_out_rows
+
+        rows, size = len(table) - held_out_rows(table, config.validation), config.training.batch_size
+        if rows > size > 1 == rows % size and "validation.drop_last" not in (self.options or {}):
+            validation = config.validation.model_copy(update={"drop_last": True})
+            return config.model_copy(update={"validation": validation})
         return config
+
+
+class LelpClassifier(Distilled):
+    """A small network that learns the subclasses that projections of a teacher's embeddings reveal (`systems.lelp`).
+
+    Parameters
+    ----------
+    teacher
+        A classifier whose last layer is linear, at the end of a pipeline or not: ``LogisticRegression``, whose inputs are
+        the embeddings, or ``MLPClassifier``, whose last hidden layer they are. One that is not fitted is copied and fitted
+        to the rows of `fit`; one that is fitted is asked as it is. (Cross-validation unfits what it copies: there, wrap a
+        fitted teacher in ``sklearn.frozen.FrozenEstimator``.) None takes logistic regression on Nystroem features, for
+        texts on TF-IDF.
+    subclasses, subclass_temperature, temperature, student_temperature, alpha, null_space, rotation
+        Options of the system, with its defaults. Where the rows of a class do not vary in as many directions as there are
+        to be subclasses, `fit` warns and takes the largest number that all classes allow.
+    center_head, directions, class_sets, centre, scale
+        Its options ``projection.center_head`` ...
+    width, depth
+        Units of a hidden layer of the student, and number of these layers.
+    buckets, embedding, ngrams
+        Texts: the options ``student.buckets`` ...
+    epochs, learning_rate, batch_size, weight_decay
+        Of the student's training. The first two are 3 times those of the system, for tables are often small.
+    validation_share
+        Share of rows held out of the training, by which the best epoch is chosen.
+    random_state
+        Of everything random; a whole number is the seed of the system.
+    options
+        Further options of the system, by dotted name: ``{"training.schedule": "linear"}``.
+
+    Attributes
+    ----------
+    classes_
+        The classes, sorted.
+    subclasses_
+        How many subclasses a class was divided into.
+    student_
+        What `systems.lelp.fit` returned: ``student_.summary()``, ``student_.history``, ``student_.save(folder)``.
+    teacher_
+        The teacher, fitted to all rows; None where its outputs were given.
+    n_features_in_, feature_names_in_
+        Of ``X``, as everywhere in scikit-learn; not for texts.
+
+    Reference
+    ---------
+    loo2024lelp.
+    """
+
+    _system = "lelp"
+    _groups: ClassVar[Mapping[str, str]] = {
+        **Distilled._groups,
+        **dict.fromkeys(("center_head", "directions", "class_sets", "centre", "scale"), "projection"),
+    }
+
+    def __init__(
+        self,
+        teacher: Any = None,
+        *,
+        subclasses: Any = 4,
+        subclass_temperature: Any = 0.3,
+        temperature: Any = 4.0,
+        student_temperature: Any = 1.0,
+        alpha: Any = 0.0,
+        null_space: Any = True,
+        rotation: Any = "random",
+        center_head: Any = False,
+        directions: Any = "principal",
+        class_sets: Any = "label",
+        centre: Any = True,
+        scale: Any = True,
+        width: Any = 128,
+        depth: Any = 1,
+        buckets: Any = 65_536,
+        embedding: Any = 64,
+        ngrams: Any = 2,
+        epochs: Any = 30,
+        learning_rate: Any = 0.003,
+        batch_size: Any = 64,
+        weight_decay: Any = 0.01,
+        validation_share: Any = 0.1,
+        random_state: Any = None,
+        options: Any = None,
+    ):
+        self._keep(locals())
+
+    def fit(self, X: Any, y: Any, teacher_logits: Any = None, teacher_embeddings: Any = None) -> LelpClassifier:
+        """Train a student.
+
+        Parameters
+        ----------
+        X
+            Numbers [rows, features], or one text a row.
+        y
+            Class of each row.
+        teacher_logits
+            In place of a teacher: its logits [rows, classes] with the classes sorted. In cross-validation they are divided
+            as the rows are.
+        teacher_embeddings
+            With them, the input of its last linear layer [rows, width]. The layer itself is what takes these to the
+            logits, by least squares.
+
+        Raises
+        ------
+        DataError
+            A parameter is out of range, there is one class, or the teacher does not fit the rows or has no linear last
+            layer. It is a ``ValueError``.
+        """
+        fitted: LelpClassifier = self._fit(X, y, teacher_logits, teacher_embeddings)
+        return fitted
+
+    def subclass_proba(self, X: Any) -> Float64[np.ndarray, "rows classes subclasses"]:
+        """Return the student's probabilities of all subclasses, which sum to 1 over classes and subclasses.
+
+        Parameters
+        ----------
+        X
+            Rows of numbers, or texts: whatever `fit` had.
+        """
+        table = self._to_predict(X)
+        with self._in_their_words():
+            return np.asarray(np.exp(self.student_.subclass_log_probs(table)))
+
+    def _with_inside(self, table: DistilTable, teacher: Any, given: Any, config: Any) -> DistilTable:
+        if config.subclasses == 1:
+            return table
+        embeddings, head = last_layer(teacher, given, self.classes_)
+        return replace(table, embeddings=embeddings, head=head)
+
+    def _told(self, table: DistilTable, config: Any, logits: Any, embeddings: Any) -> DistilTable:
+        if logits is None or (embeddings is None and config.subclasses > 1):
+            missing = "teacher_logits" if logits is None else "teacher_embeddings"
+            fix = "give both, or a teacher; subclasses=1 needs the logits alone"
+            raise DataError("the teacher's other output is missing", where=missing, fix=fix)
+        table = super()._told(table, config, logits, None)
+        if config.subclasses == 1 or table.logits is None:
+            return table
+        found = plain_embeddings(embeddings, where="teacher_embeddings")
+        return replace(table, embeddings=found, head=head_of(found, table.logits) if config.null_space else None)
+
+    def _fitting(self, config: Any, table: DistilTable, seed: int) -> Any:
+        """Take fewer subclasses where the rows to train on do not allow as many."""
+        self.subclasses_ = config.subclasses
+        if config.subclasses > 1:
+            most = self._most(config, table, seed)
+            if most < config.subclasses:
+                self.subclasses_ = most
+                text = f"subclasses = {config.subclasses} is more than the rows of each class allow; {most} are taken"
+                warnings.warn(f"{text}{', which is plain distillation' * (most == 1)}.", SanovWarning, stacklevel=4)
+        return config.model_copy(update={"subclasses": self.subclasses_})
+
+    def _most(self, config: Any, table: DistilTable, seed: int) -> int:
+        from sanov.learning.distil import divided
+
+        rows, _ = divided(table, config.validation, seed)
+        most = int(self._module().most_subclasses(rows, config))
+        if config.rotation == "hadamard":
+            most = 1 << max(most.bit_length() - 1, 0)  # the largest power of two that is not above it
+        return max(most, 1)

@@ -30,7 +30,7 @@ from sanov.learning.teachers import CACHE, with_teacher
 from sanov.learning.training import History, Training, micro_batches, place, shuffled, train
 from sanov.precision import widen
 
-__all__ = ["Component", "Rows", "Validation", "fit", "held_out_rows", "label_loss", "teacher_loss"]
+__all__ = ["Component", "Rows", "Validation", "divided", "fit", "held_out_rows", "label_loss", "teacher_loss"]
 
 SAMPLE = 2048  # training rows on which the untrained student is looked at
 RUN = "run.json"  # what the run in a folder is
@@ -125,7 +125,7 @@ def fit(
     if folder is not None and main:
         _check_folder(folder, resume)
     table = with_teacher(table, teacher, folder=folder, embeddings=embeddings)
-    rows, held_out = _divided(table, validation, seed)
+    rows, held_out = divided(table, validation, seed)
     rows = rows if prepare is None else prepare(rows)
     encoder = Encoder.of(rows, student)
     readout = Readout(len(table.classes), subclasses, rows.extras[hint].shape[1] if hint else 0)
@@ -239,10 +239,18 @@ def held_out_rows(table: DistilTable, validation: Validation) -> int:
     return min(max(wanted, 1), len(table) - 1) if validation.share > 0 else 0
 
 
-def _divided(
+def divided(
     table: DistilTable, validation: Validation | DistilTable | None, seed: int
 ) -> tuple[DistilTable, DistilTable | None]:
-    """Return the rows to train on and those held out; without a teacher, rows with a label are held out first."""
+    """Return the rows to train on and those held out; without a teacher, rows with a label are held out first.
+
+    Parameters
+    ----------
+    table
+        All rows.
+    validation, seed
+        As in `fit`.
+    """
     if isinstance(validation, DistilTable):
         return table, validation.aligned(table.classes)
     count = held_out_rows(table, validation or Validation())
