@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sanov.core.errors import InputError
-from sanov.subspaces import hadamard, null_space_projector, orthogonal, principal_directions, rank
+from sanov.subspaces import column_space, hadamard, null_space_projector, orthogonal, principal_directions
 
 
 def generator(seed=0):
@@ -25,7 +25,7 @@ def test_directions_are_those_of_the_singular_value_decomposition(rows, width):
     found = principal_directions(x, 3)
     centred = (x - x.mean(dim=0)).numpy()
     _, values, right = np.linalg.svd(centred, full_matrices=False)
-    np.testing.assert_allclose(found.variances, values[:3] ** 2 / rows, rtol=1e-10)
+    np.testing.assert_allclose(found.variances[:3], values[:3] ** 2 / rows, rtol=1e-10)
     np.testing.assert_allclose(np.abs(np.sum(found.directions.numpy() * right[:3].T, axis=0)), 1.0, rtol=1e-10)
     np.testing.assert_allclose(found.directions.T @ found.directions, np.eye(3), atol=1e-12)
     np.testing.assert_allclose(found.mean, x.mean(dim=0))
@@ -45,20 +45,30 @@ def test_directions_turn_with_the_rows(seed):
     np.testing.assert_allclose(turned.directions, turn.T @ plain.directions, atol=1e-9)
 
 
-def test_more_directions_than_rows_vary_in_are_refused():
-    flat = drawn(30, 2) @ torch.ones(2, 5, dtype=torch.float64)
-    with pytest.raises(InputError, match="vary in 1 directions; expected at least 2"):
-        principal_directions(flat, 2)
-
-
 @pytest.mark.parametrize("rows", [3, 30])
 def test_rank_counts_what_is_more_than_rounding(rows):
     x = drawn(rows, 2) @ torch.randn(2, 6, generator=generator(), dtype=torch.float64)
-    assert rank(x) == 2
-    assert rank(x.float()) == 2
-    assert rank(x, scale=1e9) == 0
-    assert rank(torch.zeros(rows, 4)) == 0
-    assert rank(torch.zeros(0, 4)) == 0
+    for values in (x, x.float()):
+        found = principal_directions(values, 1)
+        assert len(found.variances) == min(rows, 6)
+        assert found.rank(float(x.std())) == 2
+        assert found.rank(1e9) == 0
+    assert principal_directions(torch.zeros(rows, 4), 2).rank(1.0) == 0
+
+
+@pytest.mark.parametrize("shape", [(3, 9), (9, 3)])
+def test_more_directions_than_rows_or_columns_are_refused(shape):
+    with pytest.raises(InputError, match=r"4 directions of .* expected at most 3"):
+        principal_directions(torch.zeros(shape), 4)
+
+
+def test_a_basis_of_columns():
+    weight = drawn(7, 3)
+    basis = column_space(torch.cat([weight, weight @ torch.ones(3, 1, dtype=torch.float64)], dim=1))
+    assert basis.shape == (7, 3)
+    np.testing.assert_allclose(basis.T @ basis, np.eye(3), atol=1e-12)
+    np.testing.assert_allclose(basis @ (basis.T @ weight), weight, atol=1e-12)
+    assert column_space(torch.zeros(4, 2)).shape == (4, 0)
 
 
 def test_a_projector_leaves_what_a_map_does_not_read():

@@ -14,31 +14,39 @@ from torch import Tensor
 
 from sanov.core.errors import InputError
 
-__all__ = ["Principal", "hadamard", "null_space_projector", "orthogonal", "principal_directions", "rank"]
+__all__ = ["Principal", "column_space", "hadamard", "null_space_projector", "orthogonal", "principal_directions"]
 
 ROUNDING = 1e-6  # of float32 in a network's outputs, relative to the largest of them
 
 
 class Principal(NamedTuple):
-    """Principal directions (columns, by falling variance), the variances along them, and the mean of the rows."""
+    """Principal directions of rows, by falling variance.
+
+    ``variances`` are those along all of them, as many as there are rows or columns; ``directions`` the first k, as columns.
+    """
 
     directions: Float[Tensor, "width k"]
-    variances: Float[Tensor, " k"]
+    variances: Float[Tensor, " all"]
     mean: Float[Tensor, " width"]
+
+    def rank(self, scale: float) -> int:
+        """Return in how many directions the rows vary by more than float32 rounds numbers of this size."""
+        return int((self.variances.sqrt() > ROUNDING * scale).sum())
 
 
 def principal_directions(x: Float[Tensor, "rows width"], k: int) -> Principal:
     """Return the k orthonormal directions along which rows vary most.
 
     The sign of a direction is that of the score largest in size, which becomes positive. Unlike a rule on the direction's
-    own entries it does not change when rows and directions are rotated together.
+    own entries it does not change when rows and directions are rotated together. Where rows vary in fewer than k
+    directions, the last of them are any; `Principal.rank` says so.
 
     Parameters
     ----------
     x
-        At least two rows. The computation is in float64.
+        The rows. The computation is in float64.
     k
-        Number of directions.
+        Number of directions, at most that of rows and that of columns.
 
     Returns
     -------
@@ -47,44 +55,36 @@ def principal_directions(x: Float[Tensor, "rows width"], k: int) -> Principal:
     Raises
     ------
     InputError
-        The rows vary in fewer than k directions.
+        There are fewer rows or columns than k.
     """
-    wide = x.double()
-    mean = wide.mean(dim=0)
-    centred = wide - mean
-    found = rank(centred)
-    if found < k:
-        raise InputError(f"rows vary in {found} directions", where="principal_directions", expected=f"at least {k}")
-    if len(wide) > x.shape[1]:  # the smaller of the two symmetric matrices; both have the same spectrum
+    if k > min(x.shape):
+        found = f"{k} directions of {x.shape[0]} rows and {x.shape[1]} columns"
+        raise InputError(found, where="principal_directions", expected=f"at most {min(x.shape)}")
+    mean = x.double().mean(dim=0)
+    centred = x.double() - mean
+    if len(x) > x.shape[1]:  # the smaller of the two symmetric matrices; both have the same spectrum
         values, vectors = torch.linalg.eigh(centred.T @ centred)
-        directions = vectors.flip(-1)[:, :k]
+        directions = vectors[:, -k:].flip(-1)
     else:
         values, vectors = torch.linalg.eigh(centred @ centred.T)
-        directions = centred.T @ vectors.flip(-1)[:, :k]
-        directions = torch.linalg.qr(directions).Q
-    variances = values.flip(-1)[:k].clamp_min(0) / len(wide)
+        directions = torch.linalg.qr(centred.T @ vectors[:, -k:].flip(-1)).Q
     scores = centred @ directions
-    largest = scores.abs().argmax(dim=0, keepdim=True)
-    return Principal(directions * scores.gather(0, largest).sign(), variances, mean)
+    largest = scores.gather(0, scores.abs().argmax(dim=0, keepdim=True))
+    signs = torch.where(largest < 0, -1.0, 1.0).to(directions)
+    return Principal(directions * signs, values.flip(-1).clamp_min(0) / len(x), mean)
 
 
-def rank(x: Float[Tensor, "rows columns"], *, scale: float | None = None) -> int:
-    """Return the number of directions in which a matrix differs from 0 by more than float32 rounds.
+def column_space(weight: Float[Tensor, "width columns"]) -> Float[Tensor, "width rank"]:
+    """Return an orthonormal basis of what the columns span, in float64.
 
     Parameters
     ----------
-    x
-        The matrix. The computation is in float64.
-    scale
-        Singular values count from 1e-6 times this; None takes the largest.
+    weight
+        Columns may depend on one another.
     """
-    if 0 in x.shape:
-        return 0
-    wide = x.double()
-    gram = wide.T @ wide if len(x) > x.shape[1] else wide @ wide.T
-    values = torch.linalg.eigvalsh(gram).clamp_min(0).sqrt()
-    largest = float(values[-1]) if scale is None else scale
-    return int((values > ROUNDING * largest).sum())
+    left, values, _ = torch.linalg.svd(weight.double(), full_matrices=False)
+    basis: Tensor = left[:, values > max(weight.shape) * torch.finfo(torch.float64).eps * values.amax()]
+    return basis
 
 
 def null_space_projector(weight: Float[Tensor, "width columns"]) -> Float[Tensor, "width width"]:
@@ -99,8 +99,7 @@ def null_space_projector(weight: Float[Tensor, "width columns"]) -> Float[Tensor
     -------
     A symmetric projector in float64, whose product with W is 0.
     """
-    left, values, _ = torch.linalg.svd(weight.double(), full_matrices=False)
-    kept = left[:, values > max(weight.shape) * torch.finfo(torch.float64).eps * values.amax()]
+    kept = column_space(weight)
     identity = torch.eye(len(weight), dtype=torch.float64, device=weight.device)
     projector: Tensor = identity - kept @ kept.T
     return projector

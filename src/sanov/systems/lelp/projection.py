@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from sanov.core.errors import InputError
-from sanov.subspaces import hadamard, null_space_projector, orthogonal, principal_directions, rank
+from sanov.subspaces import column_space, hadamard, orthogonal, principal_directions
 
 __all__ = ["ClassReport", "Projection", "Rotation", "largest_subclasses", "project"]
 
@@ -65,8 +65,10 @@ class Projection:
 
     def coordinates(self, embeddings: Rows) -> Float64[np.ndarray, "rows classes subclasses"]:
         """Return z of every row for every class."""
-        wide = _wide(embeddings)
-        return (torch.einsum("nd,cds->ncs", wide, self.directions) - self.offsets).numpy()
+        flat = self.directions.permute(1, 0, 2).flatten(1).numpy()  # one product for all classes
+        z: np.ndarray = (embeddings @ flat).reshape(len(embeddings), *self.offsets.shape)
+        z -= self.offsets.numpy()
+        return z
 
     def log_conditional(self, embeddings: Rows, temperature: float) -> Float64[np.ndarray, "rows classes subclasses"]:
         """Return log p_{s|c} = log softmax_s(z / beta).
@@ -78,7 +80,7 @@ class Projection:
         temperature
             beta: small, and each row belongs to one subclass; large, and all are alike.
         """
-        scaled = torch.from_numpy(self.coordinates(embeddings)) / temperature
+        scaled = torch.from_numpy(self.coordinates(embeddings) / temperature)
         return torch.log_softmax(scaled, dim=-1).numpy()
 
 
@@ -134,20 +136,23 @@ def project(
     ---------
     loo2024lelp, algorithm 1.
     """
-    residual, length, projector = _without_head(embeddings, head, center_head)
-    groups = [residual[torch.from_numpy(members == place)] for place in range(len(names))]
-    ranks = _checked_ranks(groups, names, subclasses, length)
+    groups = _groups(embeddings, members, len(names), head, center_head)
+    _check_rows(groups, names, subclasses)
+    found = [principal_directions(group.centred, min(subclasses, embeddings.shape[1])) for group in groups]
+    ranks = [own.rank(group.scale) for own, group in zip(found, groups, strict=True)]
+    _check_ranks(ranks, groups, names, subclasses)
     rotated, spread, report = [], [], []
-    for place, (name, group) in enumerate(zip(names, groups, strict=True)):
-        v = _directions(group, subclasses, directions, _generator(seed, DIRECTIONS, place), projector)
-        w = _rotated(group, v, rotation, _generator(seed, ROTATION, place))
+    for place, (name, group, own) in enumerate(zip(names, groups, found, strict=True)):
+        v = own.directions
+        if directions == "random":
+            v = _random(len(v), subclasses, group.basis, _generator(seed, DIRECTIONS, place))
+        w = _rotated(group.centred, v, rotation, _generator(seed, ROTATION, place))
         rotated.append(w)
-        spread.append((group - group.mean(dim=0)) @ w)
-        report.append(_report(name, group, spread[-1], ranks[place], v))
+        spread.append(group.centred @ w)
+        report.append(_report(name, group.centred @ v, spread[-1], ranks[place], float(own.variances.sum())))
     pooled = float(torch.cat(spread).square().mean().sqrt()) if scale else 1.0
-    # The projector is symmetric and the directions lie in its range: h~' v is h' v.
-    matrix = torch.stack(rotated) / pooled
-    means = torch.stack([group.mean(dim=0) for group in groups])
+    matrix = torch.stack(rotated) / pooled  # orthogonal to the head: of an embedding it sees what the head does not
+    means = torch.stack([group.mean for group in groups])
     offsets = torch.einsum("cd,cds->cs", means, matrix) if centre else matrix.new_zeros(len(names), subclasses)
     return Projection(matrix, offsets, tuple(report))
 
@@ -169,95 +174,105 @@ def largest_subclasses(
     classes
         Number of classes.
     """
-    residual, length, _ = _without_head(embeddings, head, center_head)
-    groups = [residual[torch.from_numpy(members == place)] for place in range(classes)]
-    return min(_rank(group, length) for group in groups)
+    groups = _groups(embeddings, members, classes, head, center_head)
+    if min(len(group.centred) for group in groups) < 2:
+        return 0
+    return min(principal_directions(group.centred, 1).rank(group.scale) for group in groups)
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
 
 
-def _without_head(embeddings: np.ndarray, head: np.ndarray | None, center: bool) -> tuple[Tensor, float, Tensor]:
-    """Embeddings with the directions of the head taken out, the length of the longest before, and the projector."""
+class _Group(NamedTuple):
+    """Rows of a class without what the head reads, centred; their mean; that basis; and the size of an embedding."""
+
+    centred: Tensor
+    mean: Tensor
+    basis: Tensor | None
+    scale: float
+
+
+def _groups(
+    embeddings: np.ndarray, members: np.ndarray, classes: int, head: np.ndarray | None, center: bool
+) -> list[_Group]:
     bad = ~np.isfinite(embeddings).all(axis=1)
     if bad.any():
         found = f"NaN or an infinite value in row {bad.argmax() + 1} (the first is 1), {bad.sum()} such rows in all"
         raise InputError(found, where="embeddings", expected="finite numbers")
-    rows = _wide(embeddings)
-    length = float((rows - rows.mean(dim=0)).norm(dim=1).max()) if len(rows) else 0.0
-    if head is None:
-        return rows, length, torch.eye(rows.shape[1], dtype=torch.float64)
-    if len(head) != rows.shape[1]:
-        found = f"embeddings of shape {list(rows.shape)} and a head of shape {list(head.shape)}"
+    basis = None if head is None else _basis(embeddings, head, center)
+    # The spread of embeddings over all classes, head and all: rounding is relative to it, whatever the mean is.
+    scale = (
+        float(embeddings.std(axis=0, dtype=np.float64).max()) * embeddings.shape[1] ** 0.5 if len(embeddings) else 0.0
+    )
+    groups = []
+    for place in range(classes):
+        rows = torch.from_numpy(np.array(embeddings[members == place], dtype=np.float64))
+        mean = rows.mean(dim=0) if len(rows) else rows.new_zeros(rows.shape[1])
+        rows -= mean
+        if basis is not None:
+            rows -= (rows @ basis) @ basis.T
+        groups.append(_Group(rows, mean, basis, scale))
+    return groups
+
+
+def _basis(embeddings: np.ndarray, head: np.ndarray, center: bool) -> Tensor:
+    if len(head) != embeddings.shape[1]:
+        found = f"embeddings of shape {list(embeddings.shape)} and a head of shape {list(head.shape)}"
         expected = "as many columns of the one as rows of the other"
-        fix = "the head looks transposed: pass head.T" if head.shape[1] == rows.shape[1] else None
+        fix = "the head looks transposed: pass head.T" if head.shape[1] == embeddings.shape[1] else None
         raise InputError(found, where="embeddings", expected=expected, fix=fix)
-    weight = _wide(head)
-    weight = weight - weight.mean(dim=1, keepdim=True) if center else weight
-    projector = null_space_projector(weight)
-    return rows @ projector, length, projector
+    weight = torch.from_numpy(np.array(head, dtype=np.float64))
+    return column_space(weight - weight.mean(dim=1, keepdim=True) if center else weight)
 
 
-def _wide(values: np.ndarray) -> Tensor:
-    """In float64; a copy, for arrays that are read from a mapped file must not be written."""
-    return torch.from_numpy(np.array(values, dtype=np.float64))
-
-
-def _rank(group: Tensor, length: float) -> int:
-    if len(group) < 2:
-        return 0
-    return rank(group - group.mean(dim=0), scale=length * len(group) ** 0.5)
-
-
-def _checked_ranks(groups: Sequence[Tensor], names: Sequence[str], subclasses: int, length: float) -> list[int]:
+def _check_rows(groups: Sequence[_Group], names: Sequence[str], subclasses: int) -> None:
     for name, group in zip(names, groups, strict=True):
-        if len(group) <= subclasses:
-            told = f"has {len(group)} rows" if len(group) else "does not occur"
+        rows = len(group.centred)
+        if rows <= subclasses:
+            told = f"has {rows} rows" if rows else "does not occur"
             need = f"at least {subclasses + 1} rows for {subclasses} subclasses"
             raise InputError(told, where=f"class {name!r}", expected=need, fix="add rows, or leave out the class")
-    ranks = [_rank(group, length) for group in groups]
+
+
+def _check_ranks(ranks: Sequence[int], groups: Sequence[_Group], names: Sequence[str], subclasses: int) -> None:
     for name, group, found in zip(names, groups, ranks, strict=True):
+        rows = len(group.centred)
         if found == 0:
             raise InputError(
-                f"all {len(group)} embeddings are equal once what the head reads is out (zero variance)",
+                f"all {rows} embeddings are equal once what the head reads is out (zero variance)",
                 where=f"class {name!r}",
                 fix="take embeddings of an earlier layer, set null_space=false, or distil without subclasses",
             )
         if found < subclasses:
             raise InputError(
-                f"its {len(group)} embeddings vary in {found} directions once what the head reads is out",
+                f"its {rows} embeddings vary in {found} directions once what the head reads is out",
                 where=f"class {name!r}",
                 expected=f"at least subclasses = {subclasses}",
                 fix=f"set subclasses to {min(ranks)} or less",
             )
-    return ranks
 
 
-def _directions(group: Tensor, subclasses: int, kind: str, generator: torch.Generator, projector: Tensor) -> Tensor:
-    if kind == "principal":
-        return principal_directions(group, subclasses).directions
-    draws = torch.randn(len(projector), subclasses, generator=generator, dtype=torch.float64)
-    q: Tensor = torch.linalg.qr(projector @ draws).Q
+def _random(width: int, subclasses: int, basis: Tensor | None, generator: torch.Generator) -> Tensor:
+    draws = torch.randn(width, subclasses, generator=generator, dtype=torch.float64)
+    q: Tensor = torch.linalg.qr(draws if basis is None else draws - basis @ (basis.T @ draws)).Q
     return q
 
 
-def _rotated(group: Tensor, directions: Tensor, rotation: Rotation, generator: torch.Generator) -> Tensor:
+def _rotated(centred: Tensor, directions: Tensor, rotation: Rotation, generator: torch.Generator) -> Tensor:
     """Directions after the rotation: columns that mix those of the class."""
     if rotation == "none":
         return directions
     if rotation == "rescale":
-        scores = (group - group.mean(dim=0)) @ directions
-        return directions / scores.square().mean(dim=0).sqrt()
+        return directions / (centred @ directions).square().mean(dim=0).sqrt()
     size = directions.shape[1]
     q: Tensor = hadamard(size) if rotation == "hadamard" else orthogonal(size, generator)
     return directions @ q
 
 
-def _report(name: str, group: Tensor, coordinates: Tensor, found: int, directions: Tensor) -> ClassReport:
-    centred = group - group.mean(dim=0)
-    along = (centred @ directions).square().sum()
+def _report(name: str, scores: Tensor, coordinates: Tensor, rank: int, variance: float) -> ClassReport:
+    along = float(scores.square().sum()) / len(scores)
     seen = (coordinates - coordinates.mean(dim=1, keepdim=True)).square().sum() / coordinates.square().sum()
-    return ClassReport(name, len(group), found, float(along / centred.square().sum()), float(seen))
+    return ClassReport(name, len(scores), rank, along / variance, float(seen))
 
 
 def _generator(seed: int, use: int, place: int) -> torch.Generator:
