@@ -1,6 +1,7 @@
 """A teacher is asked once, whatever kind it is; and its outputs are found again as long as they are its outputs."""
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
 from torch import nn
@@ -10,6 +11,7 @@ pytest.importorskip("transformers", reason="the extra `language` is not installe
 import tiny_bert
 from sanov.core.errors import InputError, SanovWarning
 from sanov.data.distillation import DistilTable, Head
+from sanov.data.distillation_sources import Columns
 from sanov.learning import distil, row_cache, teacher_kinds, teachers
 from sanov.learning.components import teacher_loss
 from sanov.learning.training import Training
@@ -277,6 +279,26 @@ def test_classes_follow_the_teacher(bert):
     assert taught.labels.tolist() == table().labels.tolist()
     wide = teachers.with_teacher(table(classes=("0", "1")), lambda rows: np.ones((len(rows), 3)))
     assert wide.classes == ("0", "1", "2")
+
+
+@pytest.mark.parametrize("suffix", ["csv", "parquet", "ndjson", "npz"])
+def test_texts_of_any_file(suffix, bert, tmp_path, asked):
+    path = tmp_path / f"t.{suffix}"
+    names = ["pos" if label else "neg" for label in table().labels]
+    if suffix == "npz":
+        np.savez(path, inputs=np.array(TEXTS), labels=np.array(names))
+    else:
+        getattr(pl.DataFrame({"text": TEXTS, "label": names}), f"write_{suffix}")(path)
+    found = teachers.with_teacher(teachers.read([path], Columns(), str(bert)), str(bert), folder=tmp_path)
+    np.testing.assert_array_equal(found.logits, teachers.outputs(bert, TEXTS, folder=tmp_path / teachers.CACHE).logits)
+    assert len(asked) == len(TEXTS)  # the texts are the same, whatever held them
+    assert found.labels.tolist() == table().labels.tolist()
+
+
+def test_a_table_with_embeddings_needs_no_teacher(bert):
+    whole = pl.DataFrame({"text": TEXTS, "embedding_1": FEATURES[:, 0], "embedding_2": FEATURES[:, 1]})
+    with pytest.raises(InputError, match="the table has teacher embeddings, and a teacher is named too"):
+        teachers.read([whole], Columns(), str(bert))
 
 
 def test_a_table_that_has_all_is_left_alone(bert, asked):
