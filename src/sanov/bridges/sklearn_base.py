@@ -154,7 +154,7 @@ class Distilled(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return find(self._system).load()
 
     def _config(self) -> Any:
-        options = {self._dotted(name): _plain(getattr(self, name)) for name in self._own()}
+        options = {self._dotted(name): getattr(self, name) for name in self._own()}
         return parse(self._module().Config, options | dict(self.options or {}))
 
     def _fitting(self, config: Any, table: DistilTable, seed: int) -> Any:
@@ -180,11 +180,6 @@ class Distilled(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             names = {self._dotted(name): name for name in self._own()}
             where = None if error.where is None else names.get(error.where, error.where)
             raise DataError(error.found, where=where, expected=error.expected, fix=error.fix) from None
-
-
-def _plain(value: Any) -> Any:
-    """Return Python's own number for NumPy's, which grids of parameters are made of."""
-    return value.item() if isinstance(value, np.generic) else value
 
 
 def _seed(random_state: Any) -> int:
