@@ -295,7 +295,7 @@ def test_teachers_that_cannot_be_asked(command, tmp_path):
     for folder, message in {
         "without": "without: the folder has no tokenizer (tokenizer.json or vocab.txt)",
         "other": "other: the tokenizer gives the token 99, and the model knows 11",
-        "encoder": "lacks trained weights",
+        "encoder": "encoder: is an encoder without a classification head, which gives no logits. Fine-tune it",
         "classes": "row 1: the label is 'pos'; expected one of 'sad', 'glad', 'mad'",
     }.items():
         status, told = command("fit", "sinkd", "t.csv", f"teacher={folder}", "--out", "student", *QUICK)

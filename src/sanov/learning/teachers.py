@@ -78,6 +78,9 @@ def read(sources: Sequence[Any], columns: Columns, teacher: str = "") -> DistilT
     if not teacher:
         return table
     classes = foreign.classifier_classes(teacher)
+    if foreign.is_encoder(teacher):
+        fix = "fine-tune it as a classifier first, and save that"
+        raise InputError("is an encoder without a classification head, which gives no logits", where=teacher, fix=fix)
     if not table.is_text:
         fix = f"name the column of texts by map.text=NAME (found: features {', '.join(table.features[:4])})"
         raise InputError("a Hugging Face teacher reads texts, and the table has none", where=table.name, fix=fix)
