@@ -72,6 +72,18 @@ SYSTEMS: tuple[Row, ...] = (
         extras="torch",
         module="sanov.systems.sinkd",
     ),
+    Row(
+        name="fidelity",
+        title="generalisation and fidelity of distillation",
+        paper="ramesh2025fidelity",
+        model="a student",
+        reference="its teacher",
+        divergence="agreement, error transfer, KL, Jensen-Shannon: measured, not minimised",
+        question="Is my student right for its teacher's reasons?",
+        fits="no",
+        extras="",
+        module="sanov.systems.fidelity",
+    ),
 )
 
 BASELINES: tuple[Row, ...] = (

@@ -1,0 +1,363 @@
+"""From files, tables or models to one set of examples with the answers of each system, and every check of them."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import numpy as np
+import polars as pl
+from jaxtyping import Float64, Int64
+
+from sanov.core import files
+from sanov.core.errors import InputError
+from sanov.core.frames import name_of
+from sanov.data.embedded import resolve
+from sanov.data.predictions import Columns, Predictions, join, open_table, parse, wide_roles
+from sanov.systems.fidelity.config import Config
+from sanov.systems.fidelity.extraction import extract
+from sanov.systems.fidelity.models import read_models
+from sanov.systems.fidelity.rationales import scorer
+
+__all__ = ["Data", "Opened", "open_sources", "read"]
+
+PARTS = ("teacher", "student", "baseline")
+MOST_SHOWN = 6
+
+
+class Opened(NamedTuple):
+    """A source as a table, with what to call it."""
+
+    name: str
+    frame: pl.DataFrame
+    source: Any
+
+
+@dataclass(frozen=True, eq=False)
+class Data:
+    """What the report is made of.
+
+    Parameters
+    ----------
+    systems
+        Teacher, student and, where there is one, baseline.
+    answers
+        Code of the answer of each system to each example, -1 where there is none.
+    vocabulary
+        The answer of each code.
+    possible
+        Number of possible answers.
+    labels
+        Code of the right answer; None where there are no labels.
+    tasks
+        Name of the task of each example.
+    probabilities
+        Of each system, or None; the classes are those of ``classes``.
+    rationales
+        Of each system, or None.
+    ids
+        Of the examples.
+    origins
+        One row a system: where it was read, and how many examples have no answer.
+    notes
+        What was dropped or assumed.
+    digest
+        Of all of this.
+    source
+        What the user handed over first.
+    """
+
+    systems: tuple[str, ...]
+    answers: Int64[np.ndarray, "_systems _rows"]
+    vocabulary: pl.Series
+    possible: int
+    labels: Int64[np.ndarray, " _rows"] | None = None
+    tasks: pl.Series | None = None
+    probabilities: tuple[Float64[np.ndarray, "_rows _classes"] | None, ...] = ()
+    classes: tuple[str, ...] = ()
+    rationales: tuple[pl.Series | None, ...] = ()
+    ids: pl.Series | None = None
+    origins: pl.DataFrame = field(default_factory=pl.DataFrame)
+    notes: tuple[str, ...] = ()
+    digest: str = ""
+    source: Any = field(default=None, repr=False)
+
+    @property
+    def rows(self) -> int:
+        """Number of examples."""
+        return int(self.answers.shape[1])
+
+
+# -- sources and their parts ------------------------------------------------------------------------------------------
+
+
+def open_sources(sources: Sequence[Any], config: Config) -> list[Opened]:
+    """Read all sources as tables, the baseline's file last.
+
+    Raises
+    ------
+    InputError
+        A source that is no table.
+    """
+    given = [*sources, *([config.baseline] if config.baseline else [])]
+    return [Opened(name_of(source), open_table(resolve(source), config.map), source) for source in given]
+
+
+def read(sources: Sequence[Any], config: Config, opened: Sequence[Opened] | None = None) -> Data:
+    """Read predictions of a teacher and a student, join them, and take the answers out of them.
+
+    Parameters
+    ----------
+    sources
+        The teacher's table and the student's, then the baseline's or one of labels; or one wide table; or, with
+        ``models``, the inputs of the models.
+    config
+        The options.
+    opened
+        The sources as tables, where they have been read.
+
+    Raises
+    ------
+    InputError
+        Anything that is wrong with the files; the message names the file and the row.
+    MissingExtra
+        There are rationales, and sacrebleu is not installed.
+    """
+    if any((config.models.teacher, config.models.student, config.models.baseline)):
+        parts, assumed = read_models(sources, config)
+    else:
+        tables = open_sources(sources, config) if opened is None else opened
+        parts, assumed = _parts(tables, config)
+    parts, extracted = _with_answers(parts, config)
+    joined, paired = join(parts)
+    if all(joined[part].rationales is not None for part in ("teacher", "student")):
+        scorer()  # what is missing is told before any work
+    return _assembled(joined, config, (*assumed, *paired, *extracted), sources[0] if sources else None)
+
+
+def _parts(opened: Sequence[Opened], config: Config) -> tuple[dict[str, Predictions], tuple[str, ...]]:
+    _check_named_columns(opened, config.map)
+    wide = [table for table in opened if wide_roles(table.frame, config.map)]
+    if wide:
+        return _wide_parts(wide[0], [table for table in opened if table is not wide[0]], config), ()
+    found = [parse(table.frame, config.map, table.name, logits=config.logits, source=table.source) for table in opened]
+    labels = [part for part in found if part.answers is None and part.labels is not None]
+    models = [part for part in found if part.answers is not None]
+    for part, table in zip(found, opened, strict=True):
+        if part not in labels and part not in models:
+            raise _no_predictions(table, config.map)
+    if len(models) not in (2, 3) or len(labels) > 1:
+        told = ", ".join(f"{part.name} ({'predictions' if part in models else 'labels'})" for part in found)
+        raise InputError(
+            f"the files are {told}" if found else "there are no files",
+            where="fidelity",
+            expected="predictions of a teacher and of a student, then at most those of a baseline, and one of labels",
+            fix="a single table needs columns teacher and student (map.teacher and map.student name them)",
+        )
+    notes = [
+        f"assumed: {part.name} is the student without a teacher, as the third file of predictions"
+        for part in models[2:]
+        if not config.baseline
+    ]
+    return dict(zip(PARTS, models, strict=False)) | ({"labels": labels[0]} if labels else {}), tuple(notes)
+
+
+def _check_named_columns(opened: Sequence[Opened], columns: Columns) -> None:
+    """Refuse a column that the user names and no file has."""
+    known = list(dict.fromkeys(name for table in opened for name in table.frame.columns))
+    for option in columns.model_fields_set - {"delimiter"}:
+        name = getattr(columns, option)
+        if any(column == name or (option in PREFIXES and column.startswith(name)) for column in known):
+            continue
+        near = difflib.get_close_matches(name, known, n=1)
+        fix = f"did you mean '{near[0]}'?" if near else f"the columns are: {_listed(known)}"
+        raise InputError(f"there is no column {name!r} in any file", where=f"map.{option}", fix=fix)
+
+
+PREFIXES = ("probabilities", "logits", "teacher", "student", "baseline")
+
+
+def _wide_parts(wide: Opened, others: Sequence[Opened], config: Config) -> dict[str, Predictions]:
+    parts = {
+        part: parse(wide.frame, config.map, wide.name, role=role, logits=config.logits, source=wide.source)
+        for part, role in wide_roles(wide.frame, config.map).items()
+    }
+    for table in others:
+        part = parse(table.frame, config.map, table.name, logits=config.logits, source=table.source)
+        key = "labels" if part.answers is None else "baseline"
+        if key in parts or (part.answers is None and part.labels is None):
+            found = f"{wide.name} holds teacher and student, and {table.name} is given too"
+            raise InputError(found, where="fidelity", expected="beside it at most labels, or a baseline")
+        parts[key] = part
+    return parts
+
+
+def _no_predictions(table: Opened, columns: Columns) -> InputError:
+    near = difflib.get_close_matches(columns.prediction, table.frame.columns, n=1)
+    known = f"the columns are: {_listed(table.frame.columns)}; map.prediction=NAME names one"
+    return InputError(
+        f"there is no column {columns.prediction!r}, none of probabilities ({columns.probabilities}CLASS) and no label",
+        where=table.name,
+        fix=f"did you mean '{near[0]}'? Then pass map.prediction={near[0]}" if near else known,
+    )
+
+
+# -- answers ----------------------------------------------------------------------------------------------------------
+
+
+def _with_answers(parts: Mapping[str, Predictions], config: Config) -> tuple[dict[str, Predictions], tuple[str, ...]]:
+    """Take the answers out of the texts, and refuse a label that is none."""
+    found, lost = {}, []
+    for part, given in parts.items():
+        answers = None if given.answers is None else extract(given.answers, config.answers, config.options)
+        labels = None if given.labels is None else _labels(given.labels, given.name, config)
+        if answers is not None and given.answers is not None:
+            lost += _lost(part, given.name, given.answers, answers)
+        found[part] = replace(given, answers=answers, labels=labels)
+    what = f"are none of {_listed(config.options)}" if config.options else f"hold no {config.answers}"
+    return found, (f"answers that {what} count as no answer: {'; '.join(lost)}",) if lost else ()
+
+
+def _labels(cells: pl.Series, name: str, config: Config) -> pl.Series:
+    labels = extract(cells, config.answers, config.options)
+    bad = labels.is_null() & cells.is_not_null()
+    if bad.any():
+        row = int(bad.arg_true()[0])
+        expected = f"one of {_listed(config.options)}" if config.options else f"a text that holds a {config.answers}"
+        found = f"the label is {_short(cells[row])}"
+        raise InputError(found, where=f"{name}, row {row + 1}, column {cells.name!r}", expected=expected)
+    return labels
+
+
+def _lost(part: str, name: str, given: pl.Series, answers: pl.Series) -> list[str]:
+    """Say how many answers were given and yet not found, with the first."""
+    lost = answers.is_null() & given.is_not_null()
+    if not lost.any():
+        return []
+    row = int(lost.arg_true()[0])
+    return [f"{lost.sum():,} of {part} ({_short(given[row])} in {name}, row {row + 1})"]
+
+
+# -- one set of examples ----------------------------------------------------------------------------------------------
+
+
+def _assembled(joined: Mapping[str, Predictions], config: Config, notes: Sequence[str], source: Any) -> Data:
+    systems = tuple(part for part in PARTS if part in joined)
+    labels = _common_labels(list(joined.values()))
+    tasks = next((part.tasks for part in joined.values() if part.tasks is not None), None)
+    told = list(notes)
+    parts = [joined[system] for system in systems]
+    ids = next((part.ids for part in joined.values() if part.ids is not None), None)
+    if labels is not None and labels.null_count():
+        kept = labels.is_not_null().arg_true().to_numpy()
+        told.append(f"dropped: {labels.null_count():,} examples without a label")
+        parts = [part.take(kept) for part in parts]
+        labels, tasks, ids = (None if cells is None else cells.gather(kept) for cells in (labels, tasks, ids))
+    answers, vocabulary = _encoded([*(part.answers for part in parts), *([] if labels is None else [labels])])
+    probabilities, classes = _aligned(parts)
+    data = Data(
+        systems=systems,
+        answers=answers[: len(parts)],
+        vocabulary=vocabulary,
+        possible=len(config.options) or len(set(classes) | set(vocabulary)) or 2,
+        labels=None if labels is None else answers[-1],
+        tasks=None if tasks is None else tasks.fill_null("no task"),
+        probabilities=probabilities,
+        classes=classes,
+        rationales=tuple(part.rationales for part in parts),
+        ids=ids,
+        origins=_origins(systems, parts, answers),
+        notes=(*told, *_doubts(systems, answers[: len(parts)], None if labels is None else answers[-1], vocabulary)),
+        source=source,
+    )
+    return replace(data, digest=_digest(data))
+
+
+def _common_labels(parts: Sequence[Predictions]) -> pl.Series | None:
+    """Return the labels of the first source that has some, where all that have some agree."""
+    with_labels = [part for part in parts if part.labels is not None]
+    if not with_labels:
+        return None
+    first = with_labels[0]
+    assert first.labels is not None
+    labels = first.labels
+    for part in with_labels[1:]:
+        differ = (labels != part.labels).fill_null(False)
+        if differ.any():
+            row = int(differ.arg_true()[0])
+            which = f"id {first.ids[row]!r}" if first.ids is not None else f"row {row + 1}"
+            other = None if part.labels is None else part.labels[row]
+            found = (
+                f"the label of {which} is {labels[row]!r} here and {other!r} in {part.name} ({differ.sum():,} differ)"
+            )
+            raise InputError(found, where=first.name, fix="keep the labels in one file")
+    if labels.null_count() == len(labels):
+        raise InputError("every label is missing", where=first.name, fix="fill the column, or leave it out")
+    return labels
+
+
+def _encoded(columns: Sequence[pl.Series | None]) -> tuple[Int64[np.ndarray, "columns rows"], pl.Series]:
+    """Return the code of each text, -1 where it is null, and the texts in their order."""
+    texts = [cells.rename("") for cells in columns if cells is not None]
+    vocabulary = pl.concat(texts).unique().drop_nulls().sort()
+    if vocabulary.is_empty():
+        vocabulary = pl.Series([""], dtype=pl.String)
+    kind = pl.Enum(vocabulary)
+    codes = [cells.cast(kind).to_physical().cast(pl.Int64).fill_null(-1).to_numpy() for cells in texts]
+    return np.stack(codes), vocabulary
+
+
+def _aligned(parts: Sequence[Predictions]) -> tuple[tuple[np.ndarray | None, ...], tuple[str, ...]]:
+    """Return all probabilities in one order of classes."""
+    given = [part for part in parts if part.probabilities is not None]
+    if not given:
+        return tuple(None for _ in parts), ()
+    classes = given[0].classes
+    for part in given[1:]:
+        if set(part.classes) != set(classes):
+            found = f"the probabilities are of the classes {_listed(part.classes)}"
+            raise InputError(found, where=part.name, expected=f"those of {given[0].name}: {_listed(classes)}")
+    return tuple(
+        None if part.probabilities is None else part.probabilities[:, [part.classes.index(name) for name in classes]]
+        for part in parts
+    ), classes
+
+
+def _origins(systems: Sequence[str], parts: Sequence[Predictions], answers: np.ndarray) -> pl.DataFrame:
+    return pl.DataFrame({
+        "system": list(systems),
+        "read from": [part.name for part in parts],
+        "examples": [part.rows for part in parts],
+        "without an answer": [int((row == -1).sum()) for row in answers[: len(parts)]],
+        "probabilities": [part.probabilities is not None for part in parts],
+        "rationales": [part.rationales is not None for part in parts],
+    })  # fmt: skip
+
+
+def _doubts(systems: Sequence[str], answers: np.ndarray, labels: np.ndarray | None, vocabulary: pl.Series) -> list[str]:
+    """Say where answers and labels seem to be written in different ways."""
+    told = []
+    for system, row in zip(systems, answers, strict=True):
+        given = set(np.unique(row)) - {-1}
+        if labels is not None and given and not given & set(np.unique(labels)):
+            example, label = vocabulary[int(min(given))], vocabulary[int(labels.min())]
+            told.append(f"{system}: no answer is ever a label ({_short(example)}, {_short(label)}): written alike?")
+    return told
+
+
+def _digest(data: Data) -> str:
+    arrays = [data.answers, data.labels, *data.probabilities]
+    texts = [data.tasks, *data.rationales]
+    parts = [None if array is None else files.digest(np.ascontiguousarray(array).tobytes()) for array in arrays]
+    parts += [None if cells is None else files.digest(cells.to_list()) for cells in texts]
+    return files.digest([*parts, data.vocabulary.to_list(), list(data.classes), list(data.systems), data.rows])
+
+
+def _short(text: str) -> str:
+    return repr(text if len(text) <= 40 else f"{text[:37]}...")
+
+
+def _listed(names: Sequence[str]) -> str:
+    return ", ".join(names[:MOST_SHOWN]) + (" ..." if len(names) > MOST_SHOWN else "")
