@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import scipy.stats
-from systems.fidelity_truths import answers, calibration, pair, probabilities
 
 import sanov
 from sanov.comparisons import mcnemar
@@ -12,6 +11,7 @@ from sanov.systems.fidelity.counts import count
 from sanov.systems.fidelity.divergence import divergences
 from sanov.systems.fidelity.labels import label_statistics
 from sanov.systems.fidelity.resampling import draw_counts, draw_means, interval
+from systems.fidelity_truths import answers, calibration, pair, probabilities
 
 SYSTEMS = ("teacher", "student", "baseline")
 ENDS = [0.025, 0.975]

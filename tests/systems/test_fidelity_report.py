@@ -7,17 +7,17 @@ import numpy as np
 import pandas as pd
 import polars as pl
 import pytest
-from browser import look
 from scipy.special import log_softmax
-from systems.fidelity_truths import answers, probabilities
 from typer.testing import CliRunner
 
 import sanov
+from browser import look
 from sanov.cli import app
 from sanov.core import pages
 from sanov.core.errors import MissingExtra
 from sanov.systems.fidelity.analysis import Value
 from sanov.systems.fidelity.wording import verdict
+from systems.fidelity_truths import answers, probabilities
 
 FAST = "draws=1000"
 ROWS = 240
@@ -77,6 +77,7 @@ def test_every_way_in_has_one_answer(examples, screen, tmp_path):
     examples["teacher"].write_parquet("teacher.parquet")
     examples["student"].sample(fraction=1.0, shuffle=True, seed=1).write_ndjson("student.jsonl")
     wide(examples, "teacher", "student", "baseline").write_csv("wide.csv")
+    wide(examples, "teacher", "student").write_csv("pair.csv")
     joined = examples["teacher"].join(examples["labels"], on="id")
     joined.write_csv("with_labels.csv")
     array = examples["student"].select(pl.col("^prob_.*$")).to_numpy()
@@ -89,12 +90,14 @@ def test_every_way_in_has_one_answer(examples, screen, tmp_path):
         "kinds of files": ["teacher.parquet", "student.jsonl", "labels.csv", "baseline=baseline.csv"],
         "arrays": ["teacher.csv", "student.npz", "labels.csv", "baseline=baseline.csv"],
         "one wide table": ["wide.csv"],
+        "a wide table and a baseline": ["pair.csv", "baseline=baseline.csv"],
     }
     told = {way: json.loads(screen(*words, FAST, "--json")) for way, words in ways.items()}
     for way, found in told.items():
         assert found["values"] == told["files"]["values"], way
         assert found["provenance"]["input"] == told["files"]["provenance"]["input"], way
-    assert "third file of predictions" in " ".join(told["third file"]["notes"])
+    assumed = "assumed: baseline.csv, one more file of predictions, is the student without a teacher"
+    assert told["third file"]["notes"] == [assumed]
     assert told["files"]["notes"] == []
 
 
@@ -150,10 +153,9 @@ def test_without_labels_there_is_agreement_alone(examples):
 
 
 def test_predictions_of_fitted_models(tmp_path, screen):
-    from systems.sinkd_toy import config, table
-
     from sanov.learning.students import Fitted
     from sanov.systems import sinkd
+    from systems.sinkd_toy import config, table
 
     data = table(rows=120)
     fitted = sinkd.fit(data, config(), seed=0, out=tmp_path / "student")

@@ -6,7 +6,6 @@ import pytest
 import scipy.stats
 import sklearn.metrics
 import torch
-from systems.fidelity_truths import answers, calibration, pair, probabilities
 from sacrebleu.metrics import BLEU
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.inter_rater import cohens_kappa
@@ -16,6 +15,7 @@ from sanov import divergences as torch_divergences
 from sanov.systems.fidelity.counts import CELLS, count
 from sanov.systems.fidelity.divergence import divergences, jensen_shannon, kl
 from sanov.systems.fidelity.rationales import sentence_bleu
+from systems.fidelity_truths import answers, calibration, pair, probabilities
 
 FAST = {"draws": 1000}
 GOLDEN = {

@@ -31,7 +31,7 @@ SHOWN = 3  # ids named in a message
 
 
 class Columns(Options):
-    """The user's names of columns."""
+    """The user's names of columns; an empty name leaves a column out."""
 
     id: str = option("id", "Column of the ids of examples, by which files are joined.", source="choice")
     prediction: str = option("prediction", "Column of predictions: classes, or free text.", source="choice")
@@ -246,8 +246,9 @@ def wide_roles(frame: pl.DataFrame, columns: Columns) -> dict[str, Role]:
     found = {}
     for part in ("teacher", "student", "baseline"):
         stem = getattr(columns, part)
-        role = Role(stem, *(f"{stem}_{name}" for name in (columns.probabilities, columns.logits, columns.rationale)))
-        prefixes = (role.probabilities, role.logits)
+        names = (columns.probabilities, columns.logits, columns.rationale)
+        role = Role(stem, *(f"{stem}_{name}" if name else "" for name in names))
+        prefixes = tuple(filter(None, (role.probabilities, role.logits)))
         if role.prediction in frame.columns or any(name.startswith(prefixes) for name in frame.columns):
             found[part] = role
     return found if {"teacher", "student"} <= found.keys() else {}

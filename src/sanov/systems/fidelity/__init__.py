@@ -42,6 +42,7 @@ from sanov.core.frames import is_path
 from sanov.systems.fidelity import reading, report, study
 from sanov.systems.fidelity.config import Config
 from sanov.systems.fidelity.reading import Data
+from sanov.systems.fidelity.sources import open_sources
 
 __all__ = ["Config", "Data", "apply", "read"]
 
@@ -76,7 +77,7 @@ def read(sources: Sequence[Any], config: Config) -> Any:
         return reading.read(sources, config)
     if any(is_path(source) and Path(source).is_dir() for source in sources):
         return study.read(sources, config)
-    opened = reading.open_sources(sources, config)
+    opened = open_sources(sources, config)
     if study.looks_like_study([table.frame for table in opened]):
         return study.read(sources, config)
     return reading.read(sources, config, opened)

@@ -242,9 +242,9 @@ def _tests(counts: Counts) -> dict[str, tuple[int, int, float]]:
 def _groups(data: Data, notes: list[str]) -> tuple[list[str], ndarray | None, str]:
     """Return the names of the groups, the number of each example's group, and what the groups are."""
     if data.tasks is not None:
-        grouping, cells = "task", data.tasks.rename("group")
+        grouping, cells = "task", data.tasks.alias("group")
     elif data.labels is not None:
-        grouping, cells = "class", data.vocabulary.gather(data.labels).rename("group")
+        grouping, cells = "class", data.vocabulary.gather(data.labels).alias("group")
     else:
         return [], None, "task"
     sizes = cells.value_counts(name="rows").sort(["rows", "group"], descending=[True, False])

@@ -103,7 +103,7 @@ def _over_chance(observed: Float[ndarray, " draws"], chance: Float[ndarray, " dr
 
 
 def differences(found: Mapping[Key, Any]) -> dict[Key, Any]:
-    """Return differences of estimates, or of draws: between systems, and of what student and baseline share with the teacher."""
+    """Return differences (of estimates, or of draws) of systems, and of what two of them share with the teacher."""
     gaps: Statistics = {}
     for first, second in (("student", "baseline"), ("student", "teacher"), ("teacher", "baseline")):
         for name in ("accuracy", "ECE"):

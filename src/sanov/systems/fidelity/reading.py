@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -13,26 +12,14 @@ from jaxtyping import Float64, Int64
 
 from sanov.core import files
 from sanov.core.errors import InputError
-from sanov.core.frames import name_of
-from sanov.data.embedded import resolve
-from sanov.data.predictions import Columns, Predictions, join, open_table, parse, wide_roles
+from sanov.data.predictions import Predictions, join
 from sanov.systems.fidelity.config import Config
 from sanov.systems.fidelity.extraction import extract
 from sanov.systems.fidelity.models import read_models
 from sanov.systems.fidelity.rationales import scorer
+from sanov.systems.fidelity.sources import PARTS, Opened, listed, open_sources, tell_apart
 
-__all__ = ["Data", "Opened", "open_sources", "read"]
-
-PARTS = ("teacher", "student", "baseline")
-MOST_SHOWN = 6
-
-
-class Opened(NamedTuple):
-    """A source as a table, with what to call it."""
-
-    name: str
-    frame: pl.DataFrame
-    source: Any
+__all__ = ["Data", "read"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,21 +77,6 @@ class Data:
         return int(self.answers.shape[1])
 
 
-# -- sources and their parts ------------------------------------------------------------------------------------------
-
-
-def open_sources(sources: Sequence[Any], config: Config) -> list[Opened]:
-    """Read all sources as tables, the baseline's file last.
-
-    Raises
-    ------
-    InputError
-        A source that is no table.
-    """
-    given = [*sources, *([config.baseline] if config.baseline else [])]
-    return [Opened(name_of(source), open_table(resolve(source), config.map), source) for source in given]
-
-
 def read(sources: Sequence[Any], config: Config, opened: Sequence[Opened] | None = None) -> Data:
     """Read predictions of a teacher and a student, join them, and take the answers out of them.
 
@@ -129,79 +101,12 @@ def read(sources: Sequence[Any], config: Config, opened: Sequence[Opened] | None
         parts, assumed = read_models(sources, config)
     else:
         tables = open_sources(sources, config) if opened is None else opened
-        parts, assumed = _parts(tables, config)
+        parts, assumed = tell_apart(tables, config)
     parts, extracted = _with_answers(parts, config)
     joined, paired = join(parts)
     if all(joined[part].rationales is not None for part in ("teacher", "student")):
         scorer()  # what is missing is told before any work
     return _assembled(joined, config, (*assumed, *paired, *extracted), sources[0] if sources else None)
-
-
-def _parts(opened: Sequence[Opened], config: Config) -> tuple[dict[str, Predictions], tuple[str, ...]]:
-    _check_named_columns(opened, config.map)
-    wide = [table for table in opened if wide_roles(table.frame, config.map)]
-    if wide:
-        return _wide_parts(wide[0], [table for table in opened if table is not wide[0]], config), ()
-    found = [parse(table.frame, config.map, table.name, logits=config.logits, source=table.source) for table in opened]
-    labels = [part for part in found if part.answers is None and part.labels is not None]
-    models = [part for part in found if part.answers is not None]
-    for part, table in zip(found, opened, strict=True):
-        if part not in labels and part not in models:
-            raise _no_predictions(table, config.map)
-    if len(models) not in (2, 3) or len(labels) > 1:
-        told = ", ".join(f"{part.name} ({'predictions' if part in models else 'labels'})" for part in found)
-        raise InputError(
-            f"the files are {told}" if found else "there are no files",
-            where="fidelity",
-            expected="predictions of a teacher and of a student, then at most those of a baseline, and one of labels",
-            fix="a single table needs columns teacher and student (map.teacher and map.student name them)",
-        )
-    notes = [
-        f"assumed: {part.name} is the student without a teacher, as the third file of predictions"
-        for part in models[2:]
-        if not config.baseline
-    ]
-    return dict(zip(PARTS, models, strict=False)) | ({"labels": labels[0]} if labels else {}), tuple(notes)
-
-
-def _check_named_columns(opened: Sequence[Opened], columns: Columns) -> None:
-    """Refuse a column that the user names and no file has."""
-    known = list(dict.fromkeys(name for table in opened for name in table.frame.columns))
-    for option in columns.model_fields_set - {"delimiter"}:
-        name = getattr(columns, option)
-        if any(column == name or (option in PREFIXES and column.startswith(name)) for column in known):
-            continue
-        near = difflib.get_close_matches(name, known, n=1)
-        fix = f"did you mean '{near[0]}'?" if near else f"the columns are: {_listed(known)}"
-        raise InputError(f"there is no column {name!r} in any file", where=f"map.{option}", fix=fix)
-
-
-PREFIXES = ("probabilities", "logits", "teacher", "student", "baseline")
-
-
-def _wide_parts(wide: Opened, others: Sequence[Opened], config: Config) -> dict[str, Predictions]:
-    parts = {
-        part: parse(wide.frame, config.map, wide.name, role=role, logits=config.logits, source=wide.source)
-        for part, role in wide_roles(wide.frame, config.map).items()
-    }
-    for table in others:
-        part = parse(table.frame, config.map, table.name, logits=config.logits, source=table.source)
-        key = "labels" if part.answers is None else "baseline"
-        if key in parts or (part.answers is None and part.labels is None):
-            found = f"{wide.name} holds teacher and student, and {table.name} is given too"
-            raise InputError(found, where="fidelity", expected="beside it at most labels, or a baseline")
-        parts[key] = part
-    return parts
-
-
-def _no_predictions(table: Opened, columns: Columns) -> InputError:
-    near = difflib.get_close_matches(columns.prediction, table.frame.columns, n=1)
-    known = f"the columns are: {_listed(table.frame.columns)}; map.prediction=NAME names one"
-    return InputError(
-        f"there is no column {columns.prediction!r}, none of probabilities ({columns.probabilities}CLASS) and no label",
-        where=table.name,
-        fix=f"did you mean '{near[0]}'? Then pass map.prediction={near[0]}" if near else known,
-    )
 
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -216,7 +121,7 @@ def _with_answers(parts: Mapping[str, Predictions], config: Config) -> tuple[dic
         if answers is not None and given.answers is not None:
             lost += _lost(part, given.name, given.answers, answers)
         found[part] = replace(given, answers=answers, labels=labels)
-    what = f"are none of {_listed(config.options)}" if config.options else f"hold no {config.answers}"
+    what = f"are none of {listed(config.options)}" if config.options else f"hold no {config.answers}"
     return found, (f"answers that {what} count as no answer: {'; '.join(lost)}",) if lost else ()
 
 
@@ -225,7 +130,7 @@ def _labels(cells: pl.Series, name: str, config: Config) -> pl.Series:
     bad = labels.is_null() & cells.is_not_null()
     if bad.any():
         row = int(bad.arg_true()[0])
-        expected = f"one of {_listed(config.options)}" if config.options else f"a text that holds a {config.answers}"
+        expected = f"one of {listed(config.options)}" if config.options else f"a text that holds a {config.answers}"
         found = f"the label is {_short(cells[row])}"
         raise InputError(found, where=f"{name}, row {row + 1}, column {cells.name!r}", expected=expected)
     return labels
@@ -300,7 +205,7 @@ def _common_labels(parts: Sequence[Predictions]) -> pl.Series | None:
 
 def _encoded(columns: Sequence[pl.Series | None]) -> tuple[Int64[np.ndarray, "columns rows"], pl.Series]:
     """Return the code of each text, -1 where it is null, and the texts in their order."""
-    texts = [cells.rename("") for cells in columns if cells is not None]
+    texts = [cells.alias("") for cells in columns if cells is not None]
     vocabulary = pl.concat(texts).unique().drop_nulls().sort()
     if vocabulary.is_empty():
         vocabulary = pl.Series([""], dtype=pl.String)
@@ -317,8 +222,8 @@ def _aligned(parts: Sequence[Predictions]) -> tuple[tuple[np.ndarray | None, ...
     classes = given[0].classes
     for part in given[1:]:
         if set(part.classes) != set(classes):
-            found = f"the probabilities are of the classes {_listed(part.classes)}"
-            raise InputError(found, where=part.name, expected=f"those of {given[0].name}: {_listed(classes)}")
+            found = f"the probabilities are of the classes {listed(part.classes)}"
+            raise InputError(found, where=part.name, expected=f"those of {given[0].name}: {listed(classes)}")
     return tuple(
         None if part.probabilities is None else part.probabilities[:, [part.classes.index(name) for name in classes]]
         for part in parts
@@ -357,7 +262,3 @@ def _digest(data: Data) -> str:
 
 def _short(text: str) -> str:
     return repr(text if len(text) <= 40 else f"{text[:37]}...")
-
-
-def _listed(names: Sequence[str]) -> str:
-    return ", ".join(names[:MOST_SHOWN]) + (" ..." if len(names) > MOST_SHOWN else "")

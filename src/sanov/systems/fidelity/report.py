@@ -69,7 +69,10 @@ HEADLINES = (
 
 
 def _headlines(found: Findings) -> dict[str, Any]:
-    values: dict[str, Any] = {"examples": found.data.rows, "verdict": verdict(found.get("student - baseline", "accuracy"))}
+    values: dict[str, Any] = {
+        "examples": found.data.rows,
+        "verdict": verdict(found.get("student - baseline", "accuracy")),
+    }
     for of, name in HEADLINES:
         value = found.get(of, name)
         if value is not None:
