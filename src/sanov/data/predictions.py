@@ -347,11 +347,14 @@ def join(parts: Mapping[str, Predictions]) -> tuple[dict[str, Predictions], tupl
         if part.ids is None:
             fix = "add it, name it by map.id=NAME, or take the ids out of all files to pair rows by their position"
             raise InputError(f"there are no ids, and {with_ids[0].name} has some", where=part.name, fix=fix)
-    _check_same_ids(list(parts.values()))
-    first = next(iter(parts.values())).ids
-    return {
-        name: part if part.ids is first else part.take(_places(part.ids, first)) for name, part in parts.items()
-    }, ()
+    first = with_ids[0].ids
+    joined = {}
+    for name, part in parts.items():
+        rows = _places(part.ids, first)
+        if part.rows != with_ids[0].rows or rows.null_count():
+            raise _other_ids(with_ids)
+        joined[name] = part if (rows == pl.int_range(part.rows, eager=True)).all() else part.take(rows.to_numpy())
+    return joined, ()
 
 
 def _by_position(parts: Sequence[Predictions]) -> tuple[str, ...]:
@@ -364,28 +367,27 @@ def _by_position(parts: Sequence[Predictions]) -> tuple[str, ...]:
     return (f"assumed: without ids, row i of each of the {len(parts)} files is the same example",)
 
 
-def _check_same_ids(parts: Sequence[Predictions]) -> None:
+def _other_ids(parts: Sequence[Predictions]) -> InputError:
     tables = [pl.DataFrame({"id": part.ids}) for part in parts]
-    absent = {}
     everything = pl.concat(tables).unique(maintain_order=True)
+    absent = {}
     for part, table in zip(parts, tables, strict=True):
         if everything.height > table.height:
             absent[part.name] = everything.join(table, on="id", how="anti", maintain_order="left")["id"].to_list()
-    if absent:
-        counts = ", ".join(f"{part.name} has {part.rows:,}" for part in parts)
-        gaps = "; ".join(f"{name} lacks {len(ids):,} ({_listed(ids)})" for name, ids in absent.items())
-        raise InputError(
-            f"the ids differ: {counts} rows; {gaps}",
-            expected="the same ids in every file",
-            fix="add those rows, or leave them out of every file",
-        )
+    counts = ", ".join(f"{part.name} has {part.rows:,}" for part in parts)
+    gaps = "; ".join(f"{name} lacks {len(ids):,} ({_listed(ids)})" for name, ids in absent.items())
+    return InputError(
+        f"the ids differ: {counts} rows; {gaps}",
+        expected="the same ids in every file",
+        fix="add those rows, or leave them out of every file",
+    )
 
 
 def _listed(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else "")
 
 
-def _places(ids: pl.Series | None, wanted: pl.Series | None) -> np.ndarray:
-    """Return the row of each wanted id."""
+def _places(ids: pl.Series | None, wanted: pl.Series | None) -> pl.Series:
+    """Return the row of each wanted id, null where there is none."""
     left, right = pl.DataFrame({"id": wanted}), pl.DataFrame({"id": ids}).with_row_index("row")
-    return left.join(right, on="id", how="left", maintain_order="left")["row"].to_numpy()
+    return left.join(right, on="id", how="left", maintain_order="left")["row"]

@@ -224,10 +224,13 @@ def _aligned(parts: Sequence[Predictions]) -> tuple[tuple[np.ndarray | None, ...
         if set(part.classes) != set(classes):
             found = f"the probabilities are of the classes {listed(part.classes)}"
             raise InputError(found, where=part.name, expected=f"those of {given[0].name}: {listed(classes)}")
-    return tuple(
-        None if part.probabilities is None else part.probabilities[:, [part.classes.index(name) for name in classes]]
-        for part in parts
-    ), classes
+    return tuple(_in_order(part, classes) for part in parts), classes
+
+
+def _in_order(part: Predictions, classes: tuple[str, ...]) -> np.ndarray | None:
+    if part.probabilities is None or part.classes == classes:
+        return part.probabilities
+    return part.probabilities[:, [part.classes.index(name) for name in classes]]
 
 
 def _origins(systems: Sequence[str], parts: Sequence[Predictions], answers: np.ndarray) -> pl.DataFrame:
