@@ -21,6 +21,7 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 SLOW = ("sanov demo", "sanov reproduce", "sanov report")
 COMMAND = re.compile(r"^(?:\$ )?(sanov [^#\n]+?)\s*(?:#.*)?$", re.MULTILINE)
 BLOCK = re.compile(r"```(console|bash|sh|python)\n(.*?)```", re.DOTALL)
+PREDICTED = {"teacher": 0.9, "student": 0.8, "baseline": 0.7}
 INLINE = re.compile(r"`(sanov [^`\n]+)`")
 
 
@@ -85,6 +86,10 @@ def users_folder(tmp_path_factory):
     logits = (3 * np.eye(classes)[labels] + rng.standard_normal((rows, classes))).astype("f4")
     np.savez(folder / "teacher.npz", inputs=inputs, logits=logits, labels=labels)
     np.savez(folder / "new.npz", inputs=inputs[:40], labels=labels[:40])
+    guesses = {name: np.where(rng.random(rows) < right, labels, 0) for name, right in PREDICTED.items()}
+    for name, said in guesses.items():
+        pl.DataFrame({"id": range(rows), "prediction": said}).write_csv(folder / f"{name}.csv")
+    pl.DataFrame({"id": range(rows), "label": labels}).write_csv(folder / "labels.csv")
     tiny_bert.save(folder / "bert")
     tiny_bert.save(folder / "small-bert")
     return folder
