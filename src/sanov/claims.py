@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sanov.comparisons import Effect, paired_effect
+from sanov.comparisons import Interval, paired_effect
 from sanov.core import files
 from sanov.core.errors import InputError, SanovWarning, require
 from sanov.core.progress import track
@@ -40,7 +40,7 @@ from sanov.core.workers import BACKENDS, spread
 
 __all__ = ["Cell", "Claim", "Context", "Part", "Preset", "Record", "judge", "reproduce"]
 
-Kind = Literal["above", "not_below", "within", "equal_to", "reported"]
+Kind = Literal["above", "not_below", "not_above", "within", "equal_to", "reported"]
 STAGES: tuple[Stage, ...] = ("shared", "tune", "compare")
 FEWEST_SEEDS = 5
 
@@ -107,20 +107,28 @@ class Part:
     effect
         The records of stage ``compare`` to one number per seed; empty where its cells were not run.
     kind
-        ``above``: the interval lies above the bound. ``not_below``: it does not reach below it. ``within``: it lies
-        between two bounds. ``equal_to``: all values equal the bound. ``reported``: no verdict.
+        ``above``: the interval lies above the bound. ``not_below``: it does not reach below it. ``not_above``: it does not
+        lie above it, which needs a `sanity` check, as a wide interval never does. ``within``: it lies between two bounds.
+        ``equal_to``: all values equal the bound. ``reported``: no verdict.
     sanity
         Records to the reason why these data say nothing about the part, or None.
+    interval
+        Records to the mean effect with its interval, where values depend on one another (students share teachers); None
+        for Student's t of the values.
+    over
+        What a value is of. Results that were published before anybody planned have no seeds, and need no number of them.
     """
 
     name: str
     statement: str
-    effect: Callable[[Sequence[Record]], Mapping[int, float]]
+    effect: Callable[[Sequence[Record]], Mapping[Any, float]]
     kind: Kind = "above"
     bound: float | tuple[float, float] = 0.0
     required: bool = True
     sanity: Callable[[Sequence[Record]], str | None] | None = None
     unit: str = ""
+    interval: Callable[[Sequence[Record]], Interval] | None = None
+    over: str = "seed"
 
 
 @dataclass(frozen=True)
@@ -168,7 +176,7 @@ class Claim:
 
 
 def judge(part: Part, records: Sequence[Record], *, seeds: int | None = None) -> PartResult:
-    """Judge a part by the 95 % interval of its mean effect over the seeds (paired t).
+    """Judge a part by the 95 % interval of its mean effect over the seeds (paired t, or the part's own interval).
 
     A part that meets a missing value is ``inconclusive``, with the reason.
 
@@ -183,17 +191,20 @@ def judge(part: Part, records: Sequence[Record], *, seeds: int | None = None) ->
         since who may stop when a result pleases will find one. None for any number from 5 on.
     """
     values: dict[str, float | None] = {}
+    own: Interval | None = None
     try:
         known = complete(records)
         found = sorted(part.effect(known).items())
         values = {str(seed): float(value) if math.isfinite(value) else None for seed, value in found}
+        own = part.interval(known) if part.interval and values else None
         reason = part.sanity(known) if part.sanity and values else None
+        reason = "its interval is not defined" if own and math.isnan(own.low) else reason
     except MissingValue as error:
         reason = str(error)
-    lacking = ", ".join(seed for seed, value in values.items() if value is None)
-    reason = f"no value for seed {lacking}" if lacking else reason
+    lacking = ", ".join(name for name, value in values.items() if value is None)
+    reason = f"no value for {part.over} {lacking}" if lacking else reason
     numbers = [] if lacking else [value for value in values.values() if value is not None]
-    effect = paired_effect(numbers) if len(numbers) > 1 else None
+    effect = _effect(numbers, own)
     return PartResult(
         name=part.name,
         statement=part.statement,
@@ -202,25 +213,42 @@ def judge(part: Part, records: Sequence[Record], *, seeds: int | None = None) ->
         required=part.required,
         unit=part.unit,
         values=values,
-        mean=effect.mean if effect else next(iter(numbers), None),
-        low=effect.low if effect else None,
-        high=effect.high if effect else None,
+        mean=effect[0] if effect else next(iter(numbers), None),
+        low=effect[1] if effect else None,
+        high=effect[2] if effect else None,
         verdict=_verdict(part, numbers, effect, seeds, reason),
         reason=reason,
     )
 
 
-def _verdict(part: Part, values: Sequence[float], effect: Effect | None, seeds: int | None, reason: str | None) -> str:
+def _effect(values: Sequence[float], own: Interval | None) -> tuple[float, float, float] | None:
+    """Mean, low and high."""
+    if own is not None and values:
+        return own.estimate, own.low, own.high
+    if len(values) < 2:
+        return None
+    found = paired_effect(values)
+    return found.mean, found.low, found.high
+
+
+def _verdict(
+    part: Part,
+    values: Sequence[float],
+    effect: tuple[float, float, float] | None,
+    seeds: int | None,
+    reason: str | None,
+) -> str:
     if not values and not reason:
         return "not run"
     if part.kind == "reported":
         return "reported"
     if reason:
         return "inconclusive"
-    if effect is None or len(values) < FEWEST_SEEDS or len(values) != (seeds or len(values)):
+    too_few = part.over == "seed" and (len(values) < FEWEST_SEEDS or len(values) != (seeds or len(values)))
+    if effect is None or too_few:
         planned = f", {seeds} planned" if seeds else ""
         return f"inconclusive ({len(values)} seed{'s' if len(values) > 1 else ''}{planned})"
-    low, high = effect.low, effect.high
+    _, low, high = effect
     if isinstance(part.bound, tuple):
         below, above = part.bound
         if below <= low and high <= above:
@@ -228,6 +256,8 @@ def _verdict(part: Part, values: Sequence[float], effect: Effect | None, seeds: 
         return "fails" if high < below or low > above else "inconclusive"
     if part.kind == "equal_to":
         return "holds" if all(value == part.bound for value in values) else "fails"
+    if part.kind == "not_above":
+        return "holds" if low <= part.bound else "fails"
     reached = low > part.bound if part.kind == "above" else low >= part.bound
     return "holds" if reached else "fails" if high < part.bound else "inconclusive"
 

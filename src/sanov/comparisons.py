@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -132,16 +132,25 @@ def cluster_bootstrap(
     return Interval(float(statistic(values)), float(low), float(high), len(rows.sizes), found.size)
 
 
-def sign_flip(differences: OneARow, *, exact_up_to: int = 20, draws: int = 100_000, seed: int = 0) -> float:
-    """Two-sided p-value of the hypothesis that each difference is as likely as its negative.
+def sign_flip(
+    differences: OneARow,
+    *,
+    alternative: Literal["two-sided", "greater"] = "two-sided",
+    exact_up_to: int = 20,
+    draws: int = 100_000,
+    seed: int = 0,
+) -> float:
+    """P-value of the hypothesis that each difference is as likely as its negative.
 
-    It is the share of the 2^n assignments of signs whose sum is at least as far from zero as the observed one; no
-    distribution is assumed. The smallest possible value is 2 / 2^n.
+    It is the share of the 2^n assignments of signs whose sum is at least as far from zero as the observed one, or at
+    least as large; no distribution is assumed. The smallest possible value is 2 / 2^n, or 1 / 2^n.
 
     Parameters
     ----------
     differences
         One a pair or cluster.
+    alternative
+        Against differences on either side of zero, or above it.
     exact_up_to
         Up to this many differences all assignments are counted; above, `draws` random ones are, and the observed one
         with them, so that the value is never 0.
@@ -164,16 +173,17 @@ def sign_flip(differences: OneARow, *, exact_up_to: int = 20, draws: int = 100_0
     fisher1935design, sec. 21; phipson2010permutation (the observed one counts).
     """
     d = _numbers(differences, "differences", fewest=1)
-    threshold = abs(d.sum()) - TIE * np.abs(d).sum()
+    size = np.abs if alternative == "two-sided" else np.positive
+    threshold = size(d.sum()) - TIE * np.abs(d).sum()
     if d.size <= exact_up_to:
         sums = np.zeros(1)
         for difference in d:
             sums = np.concatenate([sums + difference, sums - difference])
-        return float((np.abs(sums) >= threshold).mean())
+        return float((size(sums) >= threshold).mean())
     generator, step, beyond = np.random.default_rng(seed), max(1, CHUNK // d.size), 0
     for start in range(0, draws, step):
         signs = 2.0 * generator.integers(0, 2, (min(step, draws - start), d.size), dtype=np.int8) - 1
-        beyond += int((np.abs(signs @ d) >= threshold).sum())
+        beyond += int((size(signs @ d) >= threshold).sum())
     return (1 + beyond) / (1 + draws)
 
 

@@ -205,13 +205,14 @@ class PartResult(_Record):
             return "no value"
         unit = f" {self.unit}" if self.unit else ""
         interval = "" if self.low is None or self.high is None else f", 95 % [{self.low:.4g}, {self.high:.4g}]"
-        seeds = f"{len(self.values)} seed{'' if len(self.values) == 1 else 's'}"
+        noun = "seed" if all(map(str.isdecimal, self.values)) else "value"  # published results have no seeds
+        seeds = f"{len(self.values)} {noun}{'' if len(self.values) == 1 else 's'}"
         return f"{self.mean:.4g}{unit}{interval}, {seeds}{self._asked()}"
 
     def _asked(self) -> str:
         if isinstance(self.bound, tuple):
             return f", asked: within [{self.bound[0]:g}, {self.bound[1]:g}]"
-        signs = {"above": ">", "not_below": ">=", "equal_to": "="}
+        signs = {"above": ">", "not_below": ">=", "not_above": "not >", "equal_to": "="}
         return f", asked: {signs[self.kind]} {self.bound:g}" if self.kind in signs else ""
 
 
