@@ -166,7 +166,7 @@ def test_chance_levels_of_options():
         (
             "Teacher,Student,Method",
             "Teacher,Student,Methode",
-            r"scores.csv: the table lacks 'method'.*map.method=Methode",
+            r"scores.csv: the table lacks 'method'.*study.map.method=Methode",
         ),
         ("Teacher,Student,Method", "Teacher,Model,Method", r"lacks 'student'.*found: Teacher, Model, Method"),
         ("-,m-1B,SFT,40,60,50\n", "", r"scores.csv, row 3: there is no SFT score of m-1B on gsm8k.*no gain"),

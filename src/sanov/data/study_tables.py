@@ -1,7 +1,7 @@
 """One table of a distillation study: which of the published shapes it has, and its cells as tidy rows.
 
 A *long* table has a row a score. A *wide* one has a row a model and a column a task, as the tables of
-ramesh2025paradox. A *pair* table has a row a pair of teacher and student and a column a task: how often the two agree, or
+ramesh2025fidelity. A *pair* table has a row a pair of teacher and student and a column a task: how often the two agree, or
 how alike their texts are.
 """
 
@@ -107,10 +107,12 @@ def _lacking(source: Source, missing: Sequence[str]) -> InputError:
     free = [name for name in source.frame.columns if name not in source.places.values()]
     near = {part: difflib.get_close_matches(part, [name.lower() for name in free], n=1) for part in missing}
     lowered = {name.lower(): name for name in free}
-    told = [f"map.{part}={lowered[match[0]]}" for part, match in near.items() if match]
+    told = [f"study.map.{part}={lowered[match[0]]}" for part, match in near.items() if match]
     found = f"the table lacks {', '.join(map(repr, missing))}"
     fix = (
-        f"did you mean {' '.join(told)}?" if told else f"name them by {' '.join(f'map.{part}=...' for part in missing)}"
+        f"did you mean {' '.join(told)}?"
+        if told
+        else f"name them by {' '.join(f'study.map.{part}=...' for part in missing)}"
     )
     return InputError(
         found,

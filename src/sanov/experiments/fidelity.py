@@ -271,7 +271,7 @@ CLAIM = Claim(
         "Distillation raises accuracy, more so for smaller students, while agreement with the teacher does not predict the "
         "gain."
     ),
-    source="ramesh2025paradox; the criterion is ours",
+    source="ramesh2025fidelity; the criterion is ours",
     parts=parts(("mnist", "sst2", "reviews")),
     presets={
         "smoke": Preset(

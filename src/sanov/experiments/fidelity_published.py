@@ -1,4 +1,4 @@
-"""The published results of ramesh2025paradox, read again: what the paper's tests give, and what corrected ones do."""
+"""The published results of ramesh2025fidelity, read again: what the paper's tests give, and what corrected ones do."""
 
 from __future__ import annotations
 

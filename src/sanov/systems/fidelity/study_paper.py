@@ -1,4 +1,4 @@
-"""The tests of ramesh2025paradox on a study's rows, as its notebooks run them: every row counts as independent.
+"""The tests of ramesh2025fidelity on a study's rows, as its notebooks run them: every row counts as independent.
 
 ====  ==================================================================================================================
 H1    the gain is above 0: one-sample t, over all rows and for each method; one-way ANOVA of the gain over methods
