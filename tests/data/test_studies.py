@@ -226,3 +226,13 @@ def test_no_teacher_with_a_score_is_said_once(write):
     """Where none is known, nothing is misspelt: their scores are simply not in the table."""
     data = studies.read([write("\n".join(line for line in WIDE.splitlines() if not line.startswith("-,m-7B")))])
     assert any("no teacher has a score of its own" in note for note in data.notes)
+
+
+def test_a_task_of_the_baselines_alone_is_none_of_the_study():
+    table = pl.DataFrame({
+        "teacher": ["-", "-", "-", "big-9B"], "student": ["s-1B", "big-9B", "s-1B", "s-1B"], "method": ["SFT", "SFT", "SFT", "KD"],
+        "task": ["a", "a", "b", "a"], "score": [50.0, 80.0, 10.0, 55.0],
+    })  # fmt: skip
+    data = studies.read([table])
+    assert data.tasks == ("a",)
+    assert cells(data.baselines, "task") == {("a",)}

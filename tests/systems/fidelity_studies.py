@@ -22,7 +22,7 @@ FILES = {
 
 def config(**study):
     """Return what the system's Config gives to the study mode."""
-    draws, confidence = study.pop("draws", 500), study.pop("confidence", 0.95)
+    draws, confidence = study.pop("draws", 200), study.pop("confidence", 0.95)
     return SimpleNamespace(study=StudyOptions.model_validate(study), draws=draws, confidence=confidence)
 
 

@@ -235,6 +235,8 @@ def shared_term(rows: Rows, column: int, settings: Settings) -> Swaps:
     level = score - (score - baseline).mean()
     found = _swapped(level, baseline, _signs(int(cluster.max()) + 1, settings.seed)[:, cluster])
     observed, found = found[0], found[~np.isnan(found)]
+    if np.isnan(observed):  # all gains are equal
+        return Swaps(np.nan, np.nan, np.nan)
     centre = float(found.mean())
     slack = 1e-12
     if settings.alternative == "greater":

@@ -1,0 +1,263 @@
+"""The answer of study mode: what it says, where the two sides of a re-analysis differ, and what it warns of."""
+
+import re
+import warnings
+
+import numpy as np
+import polars as pl
+import pytest
+
+from sanov.core.charts import svg
+from sanov.core.errors import InputError, SanovWarning
+from sanov.core.options import parse
+from sanov.systems.fidelity import study
+from sanov.systems.fidelity.study_options import StudyOptions
+from sanov.systems.fidelity.study_rows import select
+from systems.fidelity_studies import config, long_table, paths, published
+
+
+def answer(*tables, **options):
+    chosen = config(**options)
+    return study.answer(study.read(list(tables), chosen), chosen, seed=0)
+
+
+@pytest.fixture(scope="module")
+def math():
+    return answer(*paths("math"), draws=1000)
+
+
+@pytest.fixture(scope="module")
+def commonsense():
+    return answer(*paths("commonsense"), draws=1000)
+
+
+def numbers(text):
+    return [float(each) for each in re.findall(r"-?\d+\.\d", text)]
+
+
+# -- the published studies --------------------------------------------------------------------------------------------
+
+
+@published
+def test_math_gains_at_one_temperature(math):
+    assert math.sentence.startswith("Distillation raised the mean score of 6 tasks by 4.4 points [")
+    assert numbers(math.sentence)[1:3] == pytest.approx([2.8, 5.9], abs=0.15)
+    assert "at temperature 1" in math.sentence
+    assert "but" not in math.sentence
+    assert math.values["verdict"] == "BEATS"
+    assert math.values["p_sign_flip_pairs"] == 2 / 2048
+    assert math.lines["size"].startswith("smaller students gain more: rho -0.57")
+    assert math.lines["teacher"].startswith("the teacher's score does not predict the gain")
+    assert not any("cannot be of" in note for note in math.notes)
+
+
+@published
+def test_commonsense_says_both_sides(commonsense):
+    said = commonsense.sentence
+    assert said.startswith("Undecided whether distillation raised the mean score of 8 tasks: the gain is -2.3 points [")
+    assert "3.2 points [" in said
+    assert "at the best temperature of each" in said
+    assert "2.9 points [" in said
+    assert "without RevKD" in said
+    rules = commonsense.to_frame("Gain by rule")
+    assert rules["verdict"].to_list() == ["INCONCLUSIVE", "BEATS", "BEATS"]
+    notes = " ".join(commonsense.notes)
+    assert "23 of 88 scores of RevKD at temperature 1" in notes
+    assert "50 of 64 scores of models that were not trained" in notes
+    assert "31 of 40 scores of students of a teacher unaware of the task" in notes
+    assert "likely answer-format failures" in notes
+    assert "cannot be of SeqKD (58 of 88 cells), GKD (65 of 88 cells)" in notes
+    assert "fits RevKD best (84 of 88)" in notes
+
+
+@published
+def test_the_papers_own_way_is_there_and_says_so():
+    found = answer(*paths("commonsense"), selection="best", correction="none", cluster="none")
+    assert found.sentence.startswith("Distillation raised the mean score of 8 tasks by 3.2 points [")
+    assert "at the best temperature of each" in found.sentence
+    assert "but -2.3 points" in found.sentence
+    notes = " ".join(found.notes)
+    assert "budgets are unequal" in notes
+    assert "GKD 1" in notes
+    assert "rows are taken as independent" in notes
+    assert found.to_frame()["p adjusted"].to_list() == found.to_frame()["p"].to_list()
+
+
+@published
+def test_it_is_one_screen_and_every_form_can_be_saved(commonsense, tmp_path):
+    lines = commonsense.summary().splitlines()
+    assert len(lines) <= 24
+    assert max(map(len, lines)) <= 100
+    for spec in commonsense.figures.values():
+        assert "<svg" in svg(spec)
+    assert set(commonsense.figures) >= {"Gain against the student's size", "Gain against excess agreement"}
+    commonsense.save(tmp_path / "answer")
+    commonsense.save(tmp_path / "answer.json")
+    page = (tmp_path / "answer" / "index.html").read_text(encoding="utf-8")
+    assert "Undecided whether distillation raised" in page
+    assert (tmp_path / "answer" / "tables" / "gain-by-task.csv").is_file()
+
+
+@published
+def test_a_folder_stands_for_its_tables(tmp_path, math):
+    for path in paths("math"):
+        (tmp_path / path.name).write_bytes(path.read_bytes())
+    found, named = (study.read(sources, config()).scores for sources in ([tmp_path], paths("math")))
+    assert found.sort(found.columns).equals(named.sort(named.columns))
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(InputError, match="holds no table"):
+        study.read([tmp_path / "empty"], config())
+
+
+# -- any study --------------------------------------------------------------------------------------------------------
+
+
+def test_a_study_of_ones_own_in_plain_numbers():
+    generator = np.random.default_rng(0)
+    gains = {}
+
+    def gain(teacher, student, method, task):
+        return gains.setdefault((teacher, student, method, task), float(generator.normal(3, 1)))
+
+    found = answer(long_table(gain))
+    assert found.values["mean_gain"] == pytest.approx(np.mean(list(gains.values())))
+    assert found.values["verdict"] == "BEATS"
+    assert (found.values["pairs"], found.values["students"], found.values["teachers"]) == (6, 3, 2)
+    assert "6 pairs of teacher and student" in found.sentence
+    assert found.values["rho_h3"] is not None
+    assert "rho_h4" not in found.values
+    assert isinstance(found.to_frame(), pl.DataFrame)
+
+
+@pytest.mark.parametrize(
+    ("gain", "verdict", "start"), [(4.0, "BEATS", "Distillation raised"), (-4.0, "WORSE", "Distillation lowered")]
+)
+def test_the_verdict_follows_the_interval(gain, verdict, start):
+    noise = np.random.default_rng(1)
+    found = answer(long_table(lambda *_: gain + float(noise.normal(0, 0.5))))
+    assert found.values["verdict"] == verdict
+    assert found.sentence.startswith(start)
+    assert numbers(found.sentence)[0] == pytest.approx(4.0, abs=0.5)
+    assert numbers(found.sentence)[1] <= numbers(found.sentence)[0] <= numbers(found.sentence)[2]
+
+
+def test_it_is_the_callers_kind_of_frame():
+    pandas = pytest.importorskip("pandas")
+    noise = np.random.default_rng(2)
+    found = answer(long_table(lambda *_: float(noise.normal())).to_pandas())
+    assert isinstance(found.to_frame(), pandas.DataFrame)
+
+
+def test_two_runs_give_one_answer():
+    noise = np.random.default_rng(3)
+    table = long_table(lambda *_: float(noise.normal(1, 2)))
+    assert answer(table).to_dict() == answer(table).to_dict()
+
+
+def test_few_clusters_are_warned_of():
+    noise = np.random.default_rng(4)
+    table = long_table(lambda *_: float(noise.normal(1, 2)))
+    with pytest.warns(SanovWarning, match=r"there are 2 clusters \(teacher\).*1/2\^2 = 0.25"):
+        found = answer(table, cluster="teacher")
+    assert any("fewer than 6" in note for note in found.notes)
+    with pytest.warns(SanovWarning, match=r"2/2\^3 = 0.25"):
+        answer(table, cluster="student", alternative="two-sided")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        answer(table, cluster="pair")
+
+
+def test_one_pair_has_no_interval():
+    table = pl.DataFrame({
+        "teacher": ["-", "-", "big", "big"], "student": ["tiny", "big", "tiny", "tiny"], "method": ["SFT", "SFT", "A", "B"],
+        "task": "t", "score": [50.0, 80.0, 55.0, 56.0],
+    })  # fmt: skip
+    with pytest.warns(SanovWarning, match="there are 1 clusters"):
+        found = answer(table)
+    assert found.sentence.startswith("Distillation changed the score on t by 5.5 points, without an interval")
+    assert found.values["verdict"] == "no verdict"
+
+
+def test_scores_below_chance_of_ones_own_tasks():
+    table = long_table(lambda t, s, method, task: -45.0 if method == "RKD" else 3.0)
+    found = answer(table, chance={"maths": 25.0, "facts": 50.0}, below_chance_margin=2.0)
+    note = next(note for note in found.notes if "below chance" in note)
+    below = table.filter(pl.col("method") == "RKD").join(
+        pl.DataFrame({"task": ["maths", "facts"], "c": [25.0, 50.0]}), on="task"
+    )
+    count = below.filter(pl.col("score") < pl.col("c") - 2).height
+    assert f"{count} of 12 scores of RKD" in note
+    assert "without RKD" in found.to_frame("Gain by rule")["rule"].to_list()[-1]
+    quiet = answer(table)
+    assert not any("below chance" in note for note in quiet.notes)
+
+
+def with_temperatures(table, values):
+    """Every distilled row once for each temperature; the higher, the worse."""
+    distilled = table.filter(pl.col("teacher") != "-")
+    rows = [distilled.with_columns(pl.lit(v).alias("temperature"), pl.col("score") - v) for v in values]
+    own = table.filter(pl.col("teacher") == "-").with_columns(pl.lit(None, pl.Float64).alias("temperature"))
+    return pl.concat([own, *rows])
+
+
+def test_rules_for_temperatures():
+    data = study.read([with_temperatures(long_table(), [1.0, 2.0])], config())
+    assert select(data, "fixed", 1.0).gain == pytest.approx(2.0)
+    assert select(data, "fixed", 2.0).gain == pytest.approx(1.0)
+    assert select(data, "best").gain == pytest.approx(2.0)
+    every = select(data, "all")
+    assert len(every) == 2 * 12
+    assert sorted(set(np.round(every.gain[:, 0], 9))) == [1.0, 2.0]
+    one = select(study.read([with_temperatures(long_table(), [4.0])], config()), "fixed", 1.0)
+    assert one.label == "temperature 4, the only one"
+
+
+def test_mixed_temperatures_without_a_rule_are_refused():
+    table = with_temperatures(long_table(), [1.0, 2.0])
+    lacking = table.filter(~((pl.col("method") == "KD") & (pl.col("temperature") == 1.0)))
+    with pytest.raises(
+        InputError, match=r"temperatures are mixed \(1, 2\), and 6 of 12 students have none at 1.*study.selection=best"
+    ):
+        answer(lacking)
+    answer(lacking, selection="best")
+    answer(lacking, temperature=2.0)
+
+
+def test_a_study_is_told_by_its_columns():
+    wide = pl.DataFrame({"Teacher": ["-"], "Student": ["s"], "Method": ["SFT"], "task a": [1.0]})
+    predictions = pl.DataFrame({"id": [1], "teacher": [0], "student": [1], "label": [0]})
+    assert study.looks_like_study([wide])
+    assert study.looks_like_study([long_table()])
+    assert study.looks_like_study([long_table().drop("student")])
+    assert not study.looks_like_study([predictions])
+    renamed = long_table().rename({"method": "how", "task": "what", "score": "right"})
+    assert not study.looks_like_study([renamed.drop("teacher")])
+    assert study.looks_like_study([renamed], config(map={"method": "how"}))
+    found = study.read([renamed], config(map={"method": "how", "task": "what", "score": "right"}))
+    assert found.scores.equals(study.read([long_table()], config()).scores)
+
+
+# -- options ----------------------------------------------------------------------------------------------------------
+
+
+def test_options_from_words():
+    options = parse(StudyOptions, {"selection": "best", "chance": "boolq:50,my task:33.3", "map.student": "pupil"})
+    assert options.chance_of({"boolq": 1.0, "piqa": 50.0}) == {"boolq": 50.0, "piqa": 50.0, "my task": 33.3}
+    assert options.map.student == "pupil"
+    assert parse(StudyOptions, {"chance": {"a:b": 20}}).chance_of({}) == {"a:b": 20.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ({"chance": "boolq"}, r"'boolq' is no task with its percent, such as boolq:50"),
+        ({"chance": "boolq:150"}, "is no task with its percent"),
+        ({"selection": "worst"}, r"expected fixed \| best \| all"),
+        ({"temperature": "0"}, "expected a number > 0"),
+        ({"below_chance_margin": "-1"}, ">= 0"),
+        ({"clusters": "pair"}, "did you mean 'cluster'|Did you mean 'cluster'"),
+    ],
+)
+def test_bad_options_are_named(words, told):
+    with pytest.raises(InputError, match=told):
+        parse(StudyOptions, words)
