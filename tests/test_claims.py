@@ -11,6 +11,7 @@ from scipy import stats
 
 from sanov import claims
 from sanov.claims import Cell, Claim, Part, Preset, judge, reproduce
+from sanov.comparisons import Interval
 from sanov.core.errors import InputError, MissingExtra, SanovWarning
 
 
@@ -36,6 +37,47 @@ def part(kind="above", bound=0.0, values=(1.0, 1.1, 0.9, 1.2, 0.8), **more):
 )
 def test_verdict_follows_the_interval(kind, bound, verdict):
     assert judge(part(kind, bound), []).verdict == verdict
+
+
+@pytest.mark.parametrize(
+    ("kind", "bound", "interval", "verdict"),
+    [
+        ("above", 0.0, (0.1, 2.0), "holds"),
+        ("above", 0.0, (-0.1, 2.0), "inconclusive"),
+        ("not_above", 0.0, (-0.1, 2.0), "holds"),
+        ("not_above", 0.0, (-2.0, -0.1), "holds"),
+        ("not_above", 0.0, (0.1, 2.0), "fails"),
+        ("within", (-1.0, 0.0), (-0.8, -0.2), "holds"),
+        ("within", (-1.0, 0.0), (-0.8, 0.2), "inconclusive"),
+        ("within", (-1.0, 0.0), (0.1, 0.2), "fails"),
+    ],
+)
+def test_an_interval_of_its_own_decides(kind, bound, interval, verdict):
+    """Values that depend on one another have an interval that is not Student's t."""
+    own = Interval(0.7, *interval, 12, 100)
+    found = judge(part(kind, bound, interval=lambda records: own), [], seeds=5)
+    assert (found.verdict, found.mean, found.low, found.high) == (verdict, 0.7, *interval)
+    assert judge(part(kind, bound, interval=lambda records: own), [], seeds=6).verdict.startswith(
+        "inconclusive (5 seeds"
+    )
+
+
+def test_an_interval_that_is_not_defined_is_no_verdict():
+    nothing = Interval(math.nan, math.nan, math.nan, 1, 0)
+    found = judge(part("not_above", interval=lambda records: nothing), [])
+    assert (found.verdict, found.reason) == ("inconclusive", "its interval is not defined")
+
+
+def test_published_results_have_no_seeds():
+    effect = {"a -> b": 1.0, "a -> c": 3.0}
+    own = Interval(2.0, 1.0, 3.0, 2, 100)
+    published = Part("p", "a statement", lambda records: effect, interval=lambda records: own, over="pair")
+    found = judge(published, [], seeds=10)
+    assert (found.verdict, found.values) == ("holds", effect)
+    assert found.effect().endswith("2 values, asked: > 0")
+    assert judge(Part("p", "a statement", lambda records: effect), [], seeds=10).verdict.startswith(
+        "inconclusive (2 seeds"
+    )
 
 
 def test_equal_to_needs_all_values_equal():

@@ -197,6 +197,21 @@ def test_the_smallest_p_value_and_the_ties_that_rounding_would_break():
     assert sign_flip([0.0, 0.0]) == 1
 
 
+def test_sign_flip_against_one_side():
+    """SciPy's permutation test of one sample counts the same assignments."""
+    for differences in ([0.3, -0.1, 0.8, 0.4, -0.2, 0.6], [-0.3, -0.1, 0.2, -0.4], [1.0, 2.0, 3.0]):
+        theirs = stats.permutation_test(
+            (differences,), np.sum, permutation_type="samples", n_resamples=np.inf, alternative="greater"
+        )
+        assert sign_flip(differences, alternative="greater") == pytest.approx(theirs.pvalue, rel=1e-12)
+    assert sign_flip([0.1, 0.7, 0.3], alternative="greater") == 1 / 2**3
+    assert sign_flip([-0.1, -0.7, -0.3], alternative="greater") == 1
+    many = np.random.default_rng(0).normal(0.1, 1, 13)
+    exact = sign_flip(many, alternative="greater")
+    sampled = sign_flip(many, alternative="greater", exact_up_to=5, draws=20_000)
+    assert abs(sampled - exact) < 4 * np.sqrt(exact * (1 - exact) / 20_000)
+
+
 def test_many_differences_are_sampled_and_agree_with_the_exact_count():
     differences = np.random.default_rng(0).normal(0.4, 1, 14)
     exact, draws = sign_flip(differences), 20_000

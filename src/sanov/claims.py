@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from sanov.comparisons import Interval, paired_effect
+from sanov.comparisons import Effect, Interval, paired_effect
 from sanov.core import files
 from sanov.core.errors import InputError, SanovWarning, require
 from sanov.core.progress import track
@@ -43,6 +43,7 @@ __all__ = ["Cell", "Claim", "Context", "Part", "Preset", "Record", "judge", "rep
 Kind = Literal["above", "not_below", "not_above", "within", "equal_to", "reported"]
 STAGES: tuple[Stage, ...] = ("shared", "tune", "compare")
 FEWEST_SEEDS = 5
+Found = Effect | Interval | None
 
 
 @dataclass(frozen=True)
@@ -108,15 +109,14 @@ class Part:
         The records of stage ``compare`` to one number per seed; empty where its cells were not run.
     kind
         ``above``: the interval lies above the bound. ``not_below``: it does not reach below it. ``not_above``: it does not
-        lie above it, which needs a `sanity` check, as a wide interval never does. ``within``: it lies between two bounds.
-        ``equal_to``: all values equal the bound. ``reported``: no verdict.
+        lie above it (a wide one never does: add a `sanity` check). ``within``: it lies between two bounds. ``equal_to``: all
+        values equal the bound. ``reported``: no verdict.
     sanity
         Records to the reason why these data say nothing about the part, or None.
     interval
-        Records to the mean effect with its interval, where values depend on one another (students share teachers); None
-        for Student's t of the values.
+        Records to the effect with an interval of its own, where values depend on one another; None for Student's t.
     over
-        What a value is of. Results that were published before anybody planned have no seeds, and need no number of them.
+        What a value is of; results that were published before anybody planned have no seeds.
     """
 
     name: str
@@ -197,14 +197,15 @@ def judge(part: Part, records: Sequence[Record], *, seeds: int | None = None) ->
         found = sorted(part.effect(known).items())
         values = {str(seed): float(value) if math.isfinite(value) else None for seed, value in found}
         own = part.interval(known) if part.interval and values else None
-        reason = part.sanity(known) if part.sanity and values else None
-        reason = "its interval is not defined" if own and math.isnan(own.low) else reason
+        undefined = "its interval is not defined" if own and math.isnan(own.low) else None
+        reason = undefined or (part.sanity(known) if part.sanity and values else None)
     except MissingValue as error:
         reason = str(error)
     lacking = ", ".join(name for name, value in values.items() if value is None)
     reason = f"no value for {part.over} {lacking}" if lacking else reason
     numbers = [] if lacking else [value for value in values.values() if value is not None]
-    effect = _effect(numbers, own)
+    effect = own if own and numbers else paired_effect(numbers) if len(numbers) > 1 else None
+    mean = effect.estimate if isinstance(effect, Interval) else effect.mean if effect else next(iter(numbers), None)
     return PartResult(
         name=part.name,
         statement=part.statement,
@@ -213,31 +214,15 @@ def judge(part: Part, records: Sequence[Record], *, seeds: int | None = None) ->
         required=part.required,
         unit=part.unit,
         values=values,
-        mean=effect[0] if effect else next(iter(numbers), None),
-        low=effect[1] if effect else None,
-        high=effect[2] if effect else None,
+        mean=mean,
+        low=effect.low if effect else None,
+        high=effect.high if effect else None,
         verdict=_verdict(part, numbers, effect, seeds, reason),
         reason=reason,
     )
 
 
-def _effect(values: Sequence[float], own: Interval | None) -> tuple[float, float, float] | None:
-    """Mean, low and high."""
-    if own is not None and values:
-        return own.estimate, own.low, own.high
-    if len(values) < 2:
-        return None
-    found = paired_effect(values)
-    return found.mean, found.low, found.high
-
-
-def _verdict(
-    part: Part,
-    values: Sequence[float],
-    effect: tuple[float, float, float] | None,
-    seeds: int | None,
-    reason: str | None,
-) -> str:
+def _verdict(part: Part, values: Sequence[float], effect: Found, seeds: int | None, reason: str | None) -> str:
     if not values and not reason:
         return "not run"
     if part.kind == "reported":
@@ -248,7 +233,7 @@ def _verdict(
     if effect is None or too_few:
         planned = f", {seeds} planned" if seeds else ""
         return f"inconclusive ({len(values)} seed{'s' if len(values) > 1 else ''}{planned})"
-    _, low, high = effect
+    low, high = effect.low, effect.high
     if isinstance(part.bound, tuple):
         below, above = part.bound
         if below <= low and high <= above:

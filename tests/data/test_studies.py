@@ -230,8 +230,8 @@ def test_no_teacher_with_a_score_is_said_once(write):
 
 def test_a_task_of_the_baselines_alone_is_none_of_the_study():
     table = pl.DataFrame({
-        "teacher": ["-", "-", "-", "big-9B"], "student": ["s-1B", "big-9B", "s-1B", "s-1B"], "method": ["SFT", "SFT", "SFT", "KD"],
-        "task": ["a", "a", "b", "a"], "score": [50.0, 80.0, 10.0, 55.0],
+        "teacher": ["-", "-", "-", "big-9B"], "student": ["s-1B", "big-9B", "s-1B", "s-1B"],
+        "method": ["SFT", "SFT", "SFT", "KD"], "task": ["a", "a", "b", "a"], "score": [50.0, 80.0, 10.0, 55.0],
     })  # fmt: skip
     data = studies.read([table])
     assert data.tasks == ("a",)
