@@ -78,7 +78,7 @@ def read(sources: Sequence[Any], config: Config) -> Any:
     if any(is_path(source) and Path(source).is_dir() for source in sources):
         return study.read(sources, config)
     opened = open_sources(sources, config)
-    if study.looks_like_study([table.frame for table in opened]):
+    if study.looks_like_study([table.frame for table in opened], config):
         return study.read(sources, config)
     return reading.read(sources, config, opened)
 
