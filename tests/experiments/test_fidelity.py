@@ -241,7 +241,7 @@ def test_published_fields_have_verdicts_without_seeds():
         "method": ["A"] * 11 + ["B"] * 11,
         "gain": [3.0 + 0.1 * p for p in range(11)] + [-60.0] * 4 + [4.0] * 7,
     }
-    values = {"rows": {"fixed": table, "best": table}, "collapsed": ["B"], "differing": 0}
+    values = {"rows": {"fixed": table, "best": table}, "collapsed": ["B"], "differing": {"x": 0, "y": 0}}
     cells = [
         Record(Cell("compare", {"arm": "published", "field": field}), values, 1.0) for field in ("math", "commonsense")
     ]

@@ -35,7 +35,7 @@ import numpy as np
 from sanov.claims import Cell, Claim, Context, Preset
 from sanov.experiments import fidelity_data as source
 from sanov.experiments import fidelity_published as published
-from sanov.experiments.fidelity_parts import METHODS, figures, parts
+from sanov.experiments.fidelity_parts import METHODS, SETS, figures, parts
 
 if TYPE_CHECKING:
     from sanov.data.distillation import DistilTable
@@ -272,7 +272,7 @@ CLAIM = Claim(
         "gain."
     ),
     source="ramesh2025fidelity; the criterion is ours",
-    parts=parts(("mnist", "sst2", "reviews")),
+    parts=parts(SETS),
     presets={
         "smoke": Preset(
             _cells(("digits",), SMOKE["trials"]),
@@ -286,7 +286,7 @@ CLAIM = Claim(
             extras="demo",
         ),
         "paper": Preset(
-            _cells(("mnist", "sst2", "reviews"), PAPER["trials"]),
+            _cells(SETS, PAPER["trials"]),
             seeds=10,
             scale=(
                 "MNIST-5k (1,500 training rows, students of 4 to 32 units, teachers of 48 to 512), SST-2 and Rotten Tomatoes "

@@ -15,9 +15,10 @@ from sanov.comparisons import Interval, cluster_bootstrap
 from sanov.core.results import PartResult
 from sanov.experiments.fidelity_data import TEACHERS, expected_agreement
 
-__all__ = ["DATA", "METHODS", "Gains", "figures", "gains", "parts"]
+__all__ = ["DATA", "METHODS", "SETS", "Gains", "figures", "gains", "parts"]
 
 DATA = {"digits": "digits", "mnist": "MNIST-5k", "sst2": "SST-2", "reviews": "movie reviews"}
+SETS = ("mnist", "sst2", "reviews")  # of the preset `paper`
 METHODS = {"fkl": "forward KL", "rkl": "reverse KL", "jsd": "Jensen-Shannon"}
 WORTH_HAVING = 0.5  # percentage points
 CEILING = 1.0  # points below a teacher within which a student of labels alone leaves it nothing to give
@@ -242,7 +243,8 @@ def _published(field: str, selection: str, draws: int, *, without: bool = False)
 
 def _differing(records: Sequence[Record]) -> dict[str, float]:
     cells = [r for r in records if r.cell.key["arm"] == "published"]
-    return {str(r.cell.key["field"]): float(r.values["differing"]) for r in cells}
+    counts = {str(r.cell.key["field"]): r.values["differing"] for r in cells}
+    return {f"{field} {column}": float(count) for field, each in counts.items() for column, count in each.items()}
 
 
 def parts(data: Sequence[str], draws: int = DRAWS) -> list[Part]:
@@ -267,7 +269,7 @@ def _published_parts(draws: int) -> list[Part]:
             _differing,
             kind="equal_to",
             unit="numbers differ",
-            over="field",
+            over="column",
         ),
         Part(
             "A: math",
@@ -361,7 +363,7 @@ def _reported(data: Sequence[str], draws: int) -> list[Part]:
     return [
         *(
             Part(f"B: gain, {DATA[d]}", f"The gain on {DATA[d]} alone.", **reported, **_mean_gain((d,), draws))
-            for d in data
+            for d in SETS
         ),
         *(
             Part(

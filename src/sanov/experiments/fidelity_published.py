@@ -72,15 +72,16 @@ def field_values(field: str, draws: int) -> dict[str, Any]:
     Returns
     -------
     ``rows``: pair, method and gain in points of the plain mean over tasks, at temperature 1 and at the best one;
-    ``differing``: how many of the published numbers come out otherwise; ``corrected``: the tests by cluster.
+    ``differing``: by column, how many published numbers come out otherwise; ``corrected``: the tests by cluster.
     """
     data = read_field(field)
     best, fixed = select(data, "best"), select(data, "fixed", 1.0)
     settings = study_corrected.Settings(draws=draws)
+    wrong = differing(field, study_paper.paper_tests(best, "greater"))
     collapsed = study_checks.collapsed(fixed, studies.chance_levels(), 3.0)
     return {
         "rows": {"best": _rows(best), "fixed": _rows(fixed)},
-        "differing": len(differing(field, study_paper.paper_tests(best, "greater"))),
+        "differing": {name: sum(row["column"] == name for row in wrong) for name in best.columns},
         "collapsed": collapsed,
         "corrected": {
             name: study_corrected.cluster_tests(rows, settings).to_dicts()
