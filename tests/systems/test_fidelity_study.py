@@ -230,6 +230,8 @@ def test_a_study_is_told_by_its_columns():
     assert study.looks_like_study([long_table()])
     assert study.looks_like_study([long_table().drop("student")])
     assert not study.looks_like_study([predictions])
+    assert study.looks_like_study([wide.rename({"Method": "Methode"})])
+    assert not study.looks_like_study([predictions.rename({"label": "answer"})])
     renamed = long_table().rename({"method": "how", "task": "what", "score": "right"})
     assert not study.looks_like_study([renamed.drop("teacher")])
     assert study.looks_like_study([renamed], config(map={"method": "how"}))

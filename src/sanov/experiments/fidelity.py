@@ -225,10 +225,10 @@ TEXT_STUDENTS = {
 SMOKE: dict[str, Any] = {
     "trials": 2,
     "starts": 1,
-    "draws": 500,
+    "draws": 300,
     "sizes": {"digits": {"train": 200, "validation": 300, "test": 597}},
     "teacher": {
-        "digits": {size: _images(width, 1, epochs=12) for size, width in (("small", 16), ("medium", 32), ("large", 64))}
+        "digits": {size: _images(width, 1, epochs=8) for size, width in (("small", 16), ("medium", 32), ("large", 64))}
     },
     "student": {
         "digits": {

@@ -10,6 +10,7 @@ Reference: ramesh2025fidelity.
 
 from __future__ import annotations
 
+import difflib
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -29,11 +30,14 @@ from sanov.systems.fidelity.study_wording import few_clusters, lines, notes, sen
 
 __all__ = ["StudyData", "StudyOptions", "answer", "looks_like_study", "read"]
 
+ALIKE = 0.75  # of difflib's ratio, from which a column is taken for a misspelt `method`
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl", ".ndjson", ".feather", ".arrow")
 
 
 def looks_like_study(frames: Sequence[pl.DataFrame], config: Any = None) -> bool:
     """Whether some table has a study's columns: a method beside a teacher or student, or a task beside its score.
+
+    A misspelt method counts: what is wrong with a study is told by its reader.
 
     Parameters
     ----------
@@ -48,7 +52,10 @@ def looks_like_study(frames: Sequence[pl.DataFrame], config: Any = None) -> bool
     def is_one(frame: pl.DataFrame) -> bool:
         found = {name.lower() for name in frame.columns}
         has = {part for part, name in named.items() if name in found}
-        return ("method" in has and bool(has & {"teacher", "student"})) or {"task", "score"} <= has
+        misspelt = {"teacher", "student"} <= has and difflib.get_close_matches(
+            named["method"], found, n=1, cutoff=ALIKE
+        )
+        return bool(misspelt) or ("method" in has and bool(has & {"teacher", "student"})) or {"task", "score"} <= has
 
     return any(is_one(frame) for frame in frames)
 
