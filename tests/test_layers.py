@@ -30,7 +30,17 @@ ONLY = {  # narrower than the layers say
 }
 APART = ("systems", "baselines")  # their members never import one another
 TABLE = "systems"  # rows of text, which the package's door reads
-FREE_OF_TORCH = ("families", "comparisons", "scores", "systems.fidelity", "systems.pn", "core", "report", "claims", "cli")
+FREE_OF_TORCH = (
+    "families",
+    "comparisons",
+    "scores",
+    "systems.fidelity",
+    "systems.pn",
+    "core",
+    "report",
+    "claims",
+    "cli",
+)
 LONGEST_FILE, LONGEST_FUNCTION = 450, 60
 
 

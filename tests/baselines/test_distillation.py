@@ -190,7 +190,7 @@ def test_hints_are_learned_beside_the_classes_and_not_used_afterwards(table):
     long = {**SMALL["training"], "epochs": 60}
     config = Config.model_validate({"loss": "kl", "hint_weight": 1.0, "training": long, "student": {"depth": 0}})
     fitted = distillation.fit(with_embeddings(table), config)
-    assert fitted.hints == 3
+    assert fitted.readout.hints == 3
     assert fitted.history["loss_hint"][-1] < 0.02 * fitted.history["loss_hint"][0]
     assert fitted.logits(table).shape == (180, 3)
     assert distillation.apply(table, config, fitted=fitted).values["accuracy"] > 0.9

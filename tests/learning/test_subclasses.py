@@ -71,7 +71,7 @@ def test_the_gradient_in_a_subclass_logit_is_q_minus_p():
 @pytest.mark.parametrize("temperature", [1.0, 4.0])
 def test_one_subclass_is_plain_distillation_in_loss_and_gradient(temperature):
     teacher, _, student = drawn(subclasses=1)
-    terms = components(Readout(3, 1), temperature=temperature, student_temperature=temperature)
+    terms = components(Readout(3, 1, temperature=temperature, student_temperature=temperature))
     outputs = student.flatten(1).requires_grad_()
     rows = Rows(
         teacher, torch.zeros(len(teacher), dtype=torch.int64), extras={"subclasses": torch.zeros(7, 3, 1).double()}
@@ -128,6 +128,20 @@ def test_the_answer_is_the_sum_not_the_largest_subclass():
     np.testing.assert_allclose(torch.softmax(found, dim=-1), [[0.55, 0.45]], atol=1e-12)
     assert int(found.argmax()) == 0
     assert int(p.flatten().argmax()) // 2 == 1
+
+
+@pytest.mark.parametrize(("temperature", "student_temperature"), [(4.0, 1.0), (4.0, 4.0), (1.0, 1.0)])
+def test_a_student_that_follows_its_targets_has_its_teachers_probabilities(temperature, student_temperature):
+    """Outputs with KL 0 give the teacher's softmax at temperature 1, whatever the division and the temperatures."""
+    teacher, z, _ = drawn()
+    conditional = torch.log_softmax(z / 0.3, dim=-1)
+    outputs = student_temperature * joint_log_probs(teacher, conditional, temperature).flatten(1) + 1.7
+    readout = Readout(3, 4, temperature=temperature, student_temperature=student_temperature)
+    rows = Rows(teacher, torch.zeros(7, dtype=torch.int64), extras={"subclasses": conditional})
+    for term in components(readout)[1:]:
+        assert term.loss(outputs, rows).item() == pytest.approx(0, abs=1e-10)
+    found = torch.softmax(readout.class_logits(outputs), dim=-1)
+    np.testing.assert_allclose(found, torch.softmax(teacher, dim=-1), atol=1e-10)
 
 
 def test_a_readout_keeps_hints_apart():

@@ -208,7 +208,7 @@ def contrast(outputs: Float[Tensor, "rows outputs"]) -> Float[Tensor, ""]:
 def retrained_division(
     table: DistilTable, config: Config, *, seed: int
 ) -> tuple[Float64[np.ndarray, "rows classes"], Division]:
-    """Train a teacher of C * S outputs on labels, and return its class logits and log p_{s|c}, both at tau = 1.
+    """Train a teacher of C * S outputs on labels, and return its class logits and log p_{s|c}.
 
     Parameters
     ----------
@@ -236,7 +236,7 @@ def retrained_division(
     teacher = distil.fit(
         own,
         [on_classes(label_loss(), readout), spread],
-        subclasses=config.subclasses,
+        readout=readout,
         student=Student(width=options.width),
         training=Training(epochs=options.epochs, batch_size=32, learning_rate=options.learning_rate),
         validation=Validation(share=0.0),
@@ -349,7 +349,7 @@ def fit(
         (lambda rows: rows) if given else lambda rows: divide(rows, config, seed=seed),
         subclasses=size,
         alpha=config.alpha,
-        temperature=1.0 if config.partition == "retrained" else config.temperature,
+        temperature=config.temperature,
         student_temperature=config.student_temperature,
         teacher=config.teacher,
         embeddings=config.partition == "kmeans"

@@ -80,7 +80,11 @@ def unpack(
 
 
 def plain_labels(
-    compute_metrics: Callable[[Any], dict[str, float]], subclasses: int = 1
+    compute_metrics: Callable[[Any], dict[str, float]],
+    subclasses: int = 1,
+    *,
+    temperature: float = 1.0,
+    student_temperature: float = 1.0,
 ) -> Callable[[Any], dict[str, float]]:
     """Return a ``compute_metrics`` that is given logits of classes and the labels alone, as without a teacher.
 
@@ -90,12 +94,15 @@ def plain_labels(
         The user's.
     subclasses
         The student's outputs for each class; their probabilities are summed.
+    temperature, student_temperature
+        Those of the objective; by them the logits follow the teacher's (see `learning.readout`).
     """
 
     def unpacked(found: Any) -> dict[str, float]:
         labels = unpack(found.label_ids)[0].numpy()
         logits = torch.as_tensor(found.predictions[0] if isinstance(found.predictions, tuple) else found.predictions)
-        readout = Readout(logits.shape[-1] // subclasses, subclasses)
+        classes = logits.shape[-1] // subclasses
+        readout = Readout(classes, subclasses, temperature=temperature, student_temperature=student_temperature)
         kind = require("transformers", "language").EvalPrediction
         return compute_metrics(
             kind(readout.class_logits(logits).numpy(), labels, inputs=found.inputs, losses=found.losses)

@@ -208,12 +208,8 @@ def distillation_loss(system: str = "sinkd", **options: Any) -> DistillationLoss
 
 
 def _of_subclasses(config: Any, classes: int) -> Sequence[Component]:
-    return subclasses.components(
-        Readout(classes, config.subclasses),
-        alpha=config.alpha,
-        temperature=config.temperature,
-        student_temperature=config.student_temperature,
-    )
+    temperatures = {"temperature": config.temperature, "student_temperature": config.student_temperature}
+    return subclasses.components(Readout(classes, config.subclasses, **temperatures), alpha=config.alpha)
 
 
 def with_subclasses(table: DistilTable, *, seed: int = 0, **options: Any) -> DistilTable:

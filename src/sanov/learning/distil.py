@@ -10,6 +10,7 @@ from __future__ import annotations
 import shutil
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -55,7 +56,7 @@ def fit(
     *,
     teacher: str = "",
     embeddings: bool = False,
-    subclasses: int = 1,
+    readout: Readout | None = None,
     hint: str = "",
     prepare: Callable[[DistilTable], DistilTable] | None = None,
     training: Training | None = None,
@@ -81,8 +82,8 @@ def fit(
         Folder of a Hugging Face classifier that gives the logits, where the table has none.
     embeddings
         Whether the teacher's embeddings are needed as well.
-    subclasses
-        Outputs of the student for each class; see `Readout`. Components get the outputs as they are.
+    readout
+        What the student's outputs mean; None for one a class. Components get the outputs as they are.
     hint
         Name of an extra array of the rows to train on: the student has a further output for each of its columns.
     prepare
@@ -128,7 +129,8 @@ def fit(
     rows, held_out = divided(table, validation, seed)
     rows = rows if prepare is None else prepare(rows)
     encoder = Encoder.of(rows, student)
-    readout = Readout(len(table.classes), subclasses, rows.extras[hint].shape[1] if hint else 0)
+    readout = readout or Readout(len(table.classes))
+    readout = replace(readout, hints=rows.extras[hint].shape[1]) if hint else readout
     model = build(encoder, student, readout.outputs, seed=seed)
     feed = _Feed(rows, encoder, active, training, seed=seed, drop_last=choice.drop_last)
     found: dict[str, Any] = {"rows": len(rows), "labelled_rows": rows.n_labelled, "seed": seed}
@@ -157,11 +159,10 @@ def fit(
         student,
         encoder,
         table.classes,
+        readout,
         config or {},
         found,
         history.to_frame(),
-        readout.subclasses,
-        readout.hints,
     )
     if folder is not None and main:
         fitted.save(folder)

@@ -1,8 +1,9 @@
 """How the outputs of a student become logits of classes: directly, or as the sum of subclasses.
 
-A student of C classes with S subclasses each has C * S outputs u, those of a class side by side. Its class
-probabilities are sums over subclasses, so that the logit of class c is logsumexp_s u[c, s]. Further outputs after these
-are hints: regressions that are trained beside the classes and not used afterwards.
+A student of C classes with S subclasses each has C * S outputs u, those of a class side by side. Its class probabilities
+are sums over subclasses of softmax(u / T), and follow the teacher's softmax(t / tau). So the logit of class c is
+tau logsumexp_s(u[c, s] / T), whose softmax follows the teacher's at temperature 1. Further outputs after these are hints:
+regressions that are trained beside the classes and not used afterwards.
 """
 
 from __future__ import annotations
@@ -30,11 +31,15 @@ class Readout:
         Number of subclasses of each class; 1 for none.
     hints
         Number of further outputs.
+    temperature, student_temperature
+        tau of the teacher's softmax and T of the student's, in training.
     """
 
     classes: int
     subclasses: int = 1
     hints: int = 0
+    temperature: float = 1.0
+    student_temperature: float = 1.0
 
     @property
     def outputs(self) -> int:
@@ -42,14 +47,14 @@ class Readout:
         return self.classes * self.subclasses + self.hints
 
     def subclass_logits(self, outputs: Float[Tensor, "*rows outputs"]) -> Float[Tensor, "*rows classes subclasses"]:
-        """Return the logits of all subclasses; the softmax is over both axes at once."""
+        """Return the outputs of all subclasses; the softmax, at the student's temperature, is over both axes at once."""
         used = outputs[..., : self.classes * self.subclasses]
         return used.reshape(*used.shape[:-1], self.classes, self.subclasses)
 
     def class_logits(self, outputs: Float[Tensor, "*rows outputs"]) -> Float[Tensor, "*rows classes"]:
-        """Return logits whose softmax is the sum over the subclasses of each class."""
-        logits = self.subclass_logits(outputs)
-        return logits[..., 0] if self.subclasses == 1 else torch.logsumexp(logits, dim=-1)
+        """Return logits that follow the teacher's: their softmax at tau is the sum over the subclasses of each class."""
+        scaled = self.subclass_logits(outputs) / self.student_temperature
+        return self.temperature * (scaled[..., 0] if self.subclasses == 1 else torch.logsumexp(scaled, dim=-1))
 
     def hint(self, outputs: Float[Tensor, "*rows outputs"]) -> Float[Tensor, "*rows hints"]:
         """Return the further outputs."""

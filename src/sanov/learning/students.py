@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import textwrap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -177,14 +177,14 @@ class Fitted:
         How inputs become its arguments.
     classes
         Names of the classes.
+    readout
+        What its outputs mean.
     config
         Options of the system.
     results
         What is known of the training: rows, chosen step, scores on validation data, notes.
     history
         One row a step: losses, gradient norms, evaluations.
-    subclasses, hints
-        What its outputs mean: see `Readout`.
     """
 
     system: str
@@ -192,16 +192,15 @@ class Fitted:
     student: Student
     encoder: Encoder
     classes: tuple[str, ...]
+    readout: Readout
     config: Mapping[str, Any] = field(default_factory=dict)
     results: Mapping[str, Any] = field(default_factory=dict)
     history: pl.DataFrame = field(default_factory=pl.DataFrame)
-    subclasses: int = 1
-    hints: int = 0
 
     @property
-    def readout(self) -> Readout:
-        """How its outputs become logits of classes."""
-        return Readout(len(self.classes), self.subclasses, self.hints)
+    def subclasses(self) -> int:
+        """Number of subclasses of each class; 1 for none."""
+        return self.readout.subclasses
 
     def logits(self, table: DistilTable) -> Float64[np.ndarray, "rows classes"]:
         """Return the student's logits of the classes.
@@ -214,14 +213,16 @@ class Fitted:
         return self.readout.class_logits(self._outputs(table)).numpy()
 
     def subclass_log_probs(self, table: DistilTable) -> Float64[np.ndarray, "rows classes subclasses"]:
-        """Return the log-probabilities of all subclasses, which sum to 1 over classes and subclasses.
+        """Return the log-probabilities of all subclasses, at the student's temperature in training.
+
+        They sum to 1 over classes and subclasses.
 
         Raises
         ------
         InputError
             The table has other inputs than those of training.
         """
-        logits = self.readout.subclass_logits(self._outputs(table))
+        logits = self.readout.subclass_logits(self._outputs(table)) / self.readout.student_temperature
         return torch.log_softmax(logits.flatten(1), dim=-1).view_as(logits).numpy()
 
     def _outputs(self, table: DistilTable) -> Tensor:
@@ -237,8 +238,7 @@ class Fitted:
             "mean": self.encoder.mean,
             "scale": self.encoder.scale,
             "student": self.student,
-            "subclasses": self.subclasses,
-            "hints": self.hints,
+            "readout": asdict(self.readout),
             "config": self.config,
             "results": self.results,
         })  # fmt: skip
@@ -297,14 +297,14 @@ class Fitted:
             mean, scale = (None if tree[key] is None else np.array(tree[key]) for key in ("mean", "scale"))
             encoder = Encoder(tuple(tree["features"]), mean, scale, student.buckets, student.ngrams)
             classes = tuple(tree["classes"])
-            shape = {"subclasses": tree["subclasses"], "hints": tree["hints"]}
-            model = build(encoder, student, Readout(len(classes), **shape).outputs, seed=0)
+            readout = Readout(**tree["readout"])
+            model = build(encoder, student, readout.outputs, seed=0)
             model.load_state_dict(load_tensors(_read_weights(folder, tree["weights"])))
         except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
             raise InputError(f"is damaged ({error})", where=str(folder), fix="fit again") from None
         history = pl.read_csv(folder / HISTORY) if (folder / HISTORY).is_file() else pl.DataFrame()
-        about = {"config": tree["config"], "results": tree["results"], "history": history, **shape}
-        return cls(tree["system"], model.eval(), student, encoder, classes, **about)
+        about = {"config": tree["config"], "results": tree["results"], "history": history}
+        return cls(tree["system"], model.eval(), student, encoder, classes, readout, **about)
 
 
 def is_finished(folder: Path) -> bool:

@@ -116,28 +116,25 @@ def subclass_divergence(
     return (torch.softmax(teacher_logits / temperature, dim=-1) * within).sum(dim=-1)
 
 
-def components(
-    readout: Readout, *, alpha: float = 0.0, temperature: float = 1.0, student_temperature: float = 1.0
-) -> list[Component]:
+def components(readout: Readout, *, alpha: float = 0.0) -> list[Component]:
     """Return the terms of L = alpha CE(label) + (1 - alpha) KL(p_SC || q_SC), the divergence in its two parts.
 
     Parameters
     ----------
     readout
-        Classes and subclasses of the student.
+        Classes and subclasses of the student, and the temperatures of both softmaxes.
     alpha
-        Share of the labels, whose cross-entropy takes the summed probabilities.
-    temperature, student_temperature
-        tau of the teacher's softmax, and the student's.
+        Share of the labels, whose cross-entropy takes the class logits: the summed probabilities, at temperature 1.
     """
+    temperatures = (readout.temperature, readout.student_temperature)
 
     def classes(outputs: Tensor, rows: Rows) -> Tensor:
         student = _checked(outputs, readout)
-        return class_divergence(rows.teacher, student, temperature, student_temperature).sum()
+        return class_divergence(rows.teacher, student, *temperatures).sum()
 
     def within(outputs: Tensor, rows: Rows) -> Tensor:
         student, conditional = _checked(outputs, readout), rows.extras[SUBCLASSES]
-        return subclass_divergence(rows.teacher, conditional, student, temperature, student_temperature).sum()
+        return subclass_divergence(rows.teacher, conditional, student, *temperatures).sum()
 
     return [
         on_classes(label_loss(alpha), readout),
@@ -175,8 +172,10 @@ def fit(
         Called with the rows that are trained on; what it returns is `divided`.
     subclasses
         S.
-    alpha, temperature, student_temperature
-        As in `components`.
+    alpha
+        Share of the labels.
+    temperature, student_temperature
+        tau of the teacher's softmax, and the student's.
     found
         Further results to write down; read after `divide` was called.
     out
@@ -184,12 +183,11 @@ def fit(
     options
         Of `distil.fit`.
     """
-    readout = Readout(len(table.classes), subclasses)
-    terms = components(readout, alpha=alpha, temperature=temperature, student_temperature=student_temperature)
+    readout = Readout(len(table.classes), subclasses, temperature=temperature, student_temperature=student_temperature)
     return distil.fit(
         table,
-        terms,
-        subclasses=subclasses,
+        components(readout, alpha=alpha),
+        readout=readout,
         prepare=divide,
         before=lambda outputs, teacher: dict(found or {}),
         out=out,

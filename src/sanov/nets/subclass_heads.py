@@ -89,14 +89,17 @@ class Summed(nn.Module):
         The network; its outputs are a tensor, a tuple that begins with the logits, or anything with ``logits``.
     classes
         C.
+    temperature, student_temperature
+        tau of the teacher's softmax and that of the student's, in training.
     """
 
-    def __init__(self, model: nn.Module, classes: int):
+    def __init__(self, model: nn.Module, classes: int, *, temperature: float = 1.0, student_temperature: float = 1.0):
         super().__init__()
         self.model, self.classes = model, classes
+        self.temperature, self.student_temperature = temperature, student_temperature
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        """Return the logits of the classes [..., classes]: their softmax is the sum over subclasses.
+        """Return the logits of the classes [..., classes]: their softmax at tau is the sum over subclasses.
 
         Raises
         ------
@@ -107,4 +110,5 @@ class Summed(nn.Module):
         if logits.shape[-1] % self.classes:
             found = f"the network has {logits.shape[-1]} outputs"
             raise InputError(found, where="Summed", expected=f"a multiple of {self.classes} classes")
-        return torch.logsumexp(logits.reshape(*logits.shape[:-1], self.classes, -1), dim=-1)
+        scaled = logits.reshape(*logits.shape[:-1], self.classes, -1) / self.student_temperature
+        return self.temperature * torch.logsumexp(scaled, dim=-1)
