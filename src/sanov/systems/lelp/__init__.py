@@ -20,7 +20,8 @@ Deviations from the paper
 - The defaults of S, beta and tau are ours: the paper's grids were not seen.
 - ``rotation=hadamard`` is ours: deterministic, equal variances exactly, and the one direction that a softmax over
   subclasses cannot see is the weakest. The paper's rotation is ``random``; here one draw for each class.
-- The cross-entropy with labels (alpha > 0; every published run has 0) takes the summed probabilities.
+- The answer's logits are tau logsumexp_s(u / T) for outputs u and the student's temperature T: their softmax follows the
+  teacher's at temperature 1. The cross-entropy with labels (alpha > 0; every published run has 0) takes the same logits.
 - Rows without a label belong to the class that the teacher gives them.
 
 Reference: loo2024lelp.
