@@ -155,8 +155,7 @@ class LelpClassifier(Distilled):
         texts on TF-IDF.
     subclasses, subclass_temperature, temperature, student_temperature, alpha, null_space, rotation
         Options of the system, with its defaults. Where the rows of a class do not vary in as many directions as there are
-        to be subclasses, `fit` warns and takes the largest number that all classes allow. The student learns what its
-        teacher says at `temperature`: at 4 its probabilities name a class, but are too even to be frequencies.
+        to be subclasses, `fit` warns and takes the largest number that all classes allow.
     center_head, directions, class_sets, centre, scale
         Its options ``projection.center_head`` ...
     width, depth
