@@ -212,6 +212,23 @@ def test_two_tables_of_agreement_are_refused(write):
         studies.read([write(WIDE), write(PAIRS, "em1.csv"), write(PAIRS, "em2.csv")])
 
 
+def test_a_named_table_of_pairs_lacks_a_column(write):
+    bad = write(PAIRS.replace("Teacher,Student", "T,Student"), "x.csv")
+    with pytest.raises(InputError, match=r"x.csv: the table lacks 'teacher'"):
+        studies.read([write(WIDE)], agreement=str(bad))
+
+
+@pytest.mark.parametrize(("column", "cell"), [("temperature", "hot"), ("score", "good"), ("size", "big")])
+def test_what_is_no_number_is_named(column, cell):
+    table = pl.DataFrame({
+        "teacher": ["-", "-", "t-9B"], "student": ["s-1B", "t-9B", "s-1B"], "method": ["SFT", "SFT", "KD"], "task": "a",
+        "score": ["50", "80", "55"], "temperature": ["1", "1", "1"], "size": ["1", "9", "1"],
+    })  # fmt: skip
+    changed = table.with_columns(pl.Series(column, [*table[column][:2], cell]))
+    with pytest.raises(InputError, match=f"row 3: the {column} is '{cell}'; expected a number"):
+        studies.read([changed])
+
+
 def test_pairs_alone_are_no_study(write):
     with pytest.raises(InputError, match="there is no table of scores"):
         studies.read([write(PAIRS, "em1.csv")])

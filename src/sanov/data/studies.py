@@ -18,12 +18,12 @@ import polars as pl
 from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.core.frames import fingerprint
-from sanov.data.study_tables import AVERAGE, NO_TEACHER, Columns, Kind, kind_of, open_source, tidy
+from sanov.data.study_tables import AVERAGE, NO_TEACHER, Columns, Kind, kind_of, open_pairs, open_source, tidy
 
 __all__ = ["AVERAGE", "Columns", "StudyData", "chance_levels", "read", "size_of"]
 
 UNTUNED = ("basemodel", "base", "untuned", "zero-shot")  # methods of a model that was neither tuned nor distilled
-UNAWARE = re.compile(r"base_?teacher|unaware", re.IGNORECASE)  # the teacher did not know the task
+UNAWARE = r"base_?teacher|unaware"  # in a method's name: the teacher did not know the task
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([bmk]?)", re.IGNORECASE)
 UNITS = {"b": 1.0, "m": 1e-3, "k": 1e-6, "": 1.0}  # in billions
 KEY = ("teacher", "student", "method", "temperature", "seed", "task")
@@ -105,7 +105,7 @@ def read(
     columns = columns or Columns()
     tables = [(kind_of(table, baseline), table) for table in (open_source(each, columns) for each in sources)]
     named: list[tuple[Kind, str | None]] = [("agreement", agreement), ("similarity", similarity)]
-    tables += [(kind, open_source(path, columns)) for kind, path in named if path]
+    tables += [(kind, open_pairs(path, columns, baseline)) for kind, path in named if path]
     parts = [(kind, tidy(table, kind)) for kind, table in tables]
     scores = [rows for kind, rows in parts if kind in ("long", "wide")]
     if not scores:
@@ -189,7 +189,7 @@ def _with_roles(rows: pl.DataFrame, baseline: str) -> pl.DataFrame:
         .then(pl.lit("untuned"))
         .when(alone)
         .then(pl.lit("unknown"))
-        .when(method.str.contains(r"base_?teacher|unaware"))
+        .when(method.str.contains(UNAWARE))
         .then(pl.lit("unaware"))
         .otherwise(pl.lit("distilled"))
     )

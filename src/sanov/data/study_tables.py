@@ -19,7 +19,7 @@ from sanov.core.errors import InputError
 from sanov.core.frames import name_of, read_frame
 from sanov.core.options import Options, option
 
-__all__ = ["AVERAGE", "NO_TEACHER", "Columns", "Kind", "Source", "kind_of", "open_source", "tidy"]
+__all__ = ["AVERAGE", "NO_TEACHER", "Columns", "Kind", "Source", "kind_of", "open_pairs", "open_source", "tidy"]
 
 AVERAGE = "Average"
 NO_TEACHER = "-"
@@ -103,6 +103,19 @@ def kind_of(source: Source, baseline: str) -> Kind:
     return "similarity" if SIMILARITY.search(source.name) else "agreement"
 
 
+def open_pairs(source: Any, columns: Columns, baseline: str) -> Source:
+    """Read a table that the user says is of pairs, whatever its name.
+
+    Raises
+    ------
+    InputError
+        It lacks a column.
+    """
+    table = open_source(source, columns)
+    kind_of(table, baseline)
+    return table
+
+
 def _lacking(source: Source, missing: Sequence[str]) -> InputError:
     free = [name for name in source.frame.columns if name not in source.places.values()]
     near = {part: difflib.get_close_matches(part, [name.lower() for name in free], n=1) for part in missing}
@@ -141,7 +154,9 @@ def tidy(source: Source, kind: Kind) -> pl.DataFrame:
         kept = ["row", *(name for part, name in places.items() if part not in ("task", "score"))]
         frame = frame.unpivot(tasks, index=kept, variable_name="task", value_name="score")
         places = {**places, "task": "task", "score": "score"}
-    _check_score(frame, places["score"], source)
+    for part in ("score", "temperature", "size"):
+        if part in places:
+            _check_numbers(frame, part, places[part], source)
     parts = {
         "teacher": _name(places, "teacher"),
         "student": _name(places, "student"),
@@ -187,15 +202,13 @@ def _task_columns(source: Source) -> list[str]:
     return rest
 
 
-def _check_score(frame: pl.DataFrame, score: str, source: Source) -> None:
-    cells = frame[score]
-    numbers = cells.cast(pl.Float64, strict=False) if cells.dtype != pl.String else cells.str.strip_chars().cast(
-        pl.Float64, strict=False
-    )  # fmt: skip
+def _check_numbers(frame: pl.DataFrame, part: str, column: str, source: Source) -> None:
+    cells = frame[column]
+    numbers = cells.cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
     bad = (cells.is_not_null() & (numbers.is_null() | ~numbers.is_finite())).arg_true()
     if len(bad):
         place = int(bad[0])
-        raise InputError(f"the score is {cells[place]!r}", where=source.row(frame["row"][place]), expected="a number")
+        raise InputError(f"the {part} is {cells[place]!r}", where=source.row(frame["row"][place]), expected="a number")
 
 
 def _check_names(rows: pl.DataFrame, source: Source) -> None:
