@@ -71,6 +71,17 @@ def test_pn_works_on_a_file(run):
     assert (folder / "answer").is_dir()
 
 
+def test_fidelity_works_on_files(run):
+    _, folder = run("-c", "")
+    answers = ["yes", "no"] * 50
+    pl.DataFrame({"id": range(100), "prediction": answers, "label": answers}).write_csv(folder / "teacher.csv")
+    pl.DataFrame({"id": range(100), "prediction": [*answers[:90], *["yes"] * 10]}).write_csv(folder / "student.csv")
+    done, _ = run("-m", "sanov.cli", "apply", "fidelity", "teacher.csv", "student.csv", "--out", "report.html")
+    assert done.returncode == 0, done.stderr
+    assert "they agree on 95.0 %" in done.stdout
+    assert (folder / "report.html").is_file()
+
+
 def test_mathematics_without_torch_can_be_imported(run):
     names = ("families", "comparisons", "scores", "systems.pn", "core.answers", "claims", "report", "data.tabular")
     done, _ = run("-c", ";".join(f"import sanov.{name}" for name in names))

@@ -83,21 +83,42 @@ def test_means_are_drawn_as_examples_are(rows):
 
 @pytest.mark.parametrize("rows", [400, 4000])
 def test_calibration_is_drawn_as_examples_are(rows):
+    """Two systems that are nearly one, so that their difference varies less than either: they must be drawn together."""
     labels, systems = answers(rows, 4, 6)
-    p = [probabilities(row, 4, place) for place, row in enumerate(systems[:2])]
-    both = [Confidence(name, q.max(axis=1), (row == labels).astype(float))
-            for name, q, row in zip(SYSTEMS, p, systems, strict=False)]  # fmt: skip
-    found = calibrate(both, 15, 4000, 0)
     rng = np.random.default_rng(7)
+    confidence = probabilities(systems[0], 4, 0).max(axis=1)
+    right = (systems[0] == labels).astype(float)
+    unknown = rng.random(rows) < 0.2
+    both = [
+        Confidence("teacher", confidence, right),
+        Confidence("student", np.where(unknown, np.nan, np.clip(confidence + 0.1, 0, 1)), right),
+    ]
+    found = calibrate(both, 15, 4000, 0)
     plain = []
     for _ in range(500):
         at = rng.integers(0, rows, rows)
-        plain.append([calibration(each.confidence[at], each.right[at], 15) for each in both])
+        kept = at[~unknown[at]]
+        plain.append([
+            calibration(both[0].confidence[at], right[at], 15),
+            calibration(both[1].confidence[kept], right[kept], 15),
+        ])  # fmt: skip
     plain, ours = np.array(plain), np.stack([found.draws[each.system] for each in both], axis=1)
-    assert ours.mean(axis=0) == pytest.approx(plain.mean(axis=0), abs=5 * plain.std() / np.sqrt(500))
+    assert found.errors["student"] == pytest.approx(calibration(both[1].confidence[~unknown], right[~unknown], 15))
+    assert ours.mean(axis=0) == pytest.approx(plain.mean(axis=0), abs=6 * plain.std(axis=0).max() / np.sqrt(500))
     assert ours.std(axis=0) == pytest.approx(plain.std(axis=0), rel=0.15)
     gaps = (ours[:, 0] - ours[:, 1], plain[:, 0] - plain[:, 1])
-    assert gaps[0].std() == pytest.approx(gaps[1].std(), rel=0.15)  # drawn together
+    assert gaps[0].std() == pytest.approx(gaps[1].std(), rel=0.15)
+    assert gaps[0].std() < 0.8 * np.hypot(*ours.std(axis=0))
+
+
+def test_a_bad_calibration_is_told_from_a_good_one():
+    rng = np.random.default_rng(8)
+    confidence = rng.beta(5, 1.5, 3000)
+    for power, certain in ((1.0, False), (2.0, True)):
+        right = (rng.random(3000) < confidence**power).astype(float)
+        low, high = calibrate([Confidence("student", confidence, right)], 15, 1000, 0).interval("student", 0.95)
+        assert (low > 0) == certain
+        assert high > low
 
 
 def test_the_same_seed_gives_the_same_interval_and_another_one_nearly():

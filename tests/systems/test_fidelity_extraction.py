@@ -98,6 +98,7 @@ def test_options_are_found_as_words_in_any_case():
     names = ("solution1", "solution2", "solution10")
     texts = ["the correct answer is Solution2", "solution10", "solution1.", "solution", None]
     assert answers("options", texts, names) == ["solution2", "solution10", "solution1", None, None]
+    assert answers("options", ["in New York City"], ("new york", "new york city")) == ["new york city"]
     assert answers("options", ["It is True", "untrue", "false, not true"], ("true", "false")) == ["true", None, "false"]
 
 

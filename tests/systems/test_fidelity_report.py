@@ -101,6 +101,16 @@ def test_every_way_in_has_one_answer(examples, screen, tmp_path):
     assert told["files"]["notes"] == []
 
 
+def test_classes_are_matched_by_name(examples):
+    columns = examples["student"].columns
+    turned = examples["student"].select(*columns[:2], *columns[:1:-1])
+    assert turned.columns != columns
+    one, other = (sanov.fidelity(examples["teacher"], table, examples["labels"], draws=1000).values
+                  for table in (examples["student"], turned))  # fmt: skip
+    numbers = one.keys() - {"verdict"}
+    assert [other[name] for name in numbers] == pytest.approx([one[name] for name in numbers], rel=1e-9)
+
+
 def test_every_kind_of_table_has_one_answer(examples):
     kinds = {
         "polars": lambda table: table,
@@ -160,17 +170,15 @@ def test_predictions_of_fitted_models(tmp_path, screen):
     data = table(rows=120)
     fitted = sinkd.fit(data, config(), seed=0, out=tmp_path / "student")
     letters = np.array(data.classes)
-    np.savez("data.npz", inputs=data.inputs, logits=data.logits, labels=letters[data.labels], classes=letters)
+    labels = np.where(np.arange(120) < 20, "-1", letters[data.labels])  # twenty rows have none
+    np.savez("data.npz", inputs=data.inputs, logits=data.logits, labels=labels, classes=letters)
     told = json.loads(screen("data.npz", "models.student=student", FAST, "--json"))
-    log_p = log_softmax(Fitted.load(tmp_path / "student").logits(data), axis=1)
-    expected = {
-        "teacher": data.logits.argmax(axis=1),
-        "student": fitted.logits(data).argmax(axis=1),
-        "label": data.labels,
-    }
-    log_q = log_softmax(data.logits, axis=1)
-    assert told["values"]["agreement"] == pytest.approx((expected["teacher"] == expected["student"]).mean())
-    assert told["values"]["student_accuracy"] == pytest.approx((expected["student"] == data.labels).mean())
+    log_p = log_softmax(Fitted.load(tmp_path / "student").logits(data), axis=1)[20:]
+    log_q = log_softmax(data.logits, axis=1)[20:]
+    teacher, student = log_q.argmax(axis=1), fitted.logits(data)[20:].argmax(axis=1)
+    assert told["values"]["examples"] == 100
+    assert told["values"]["agreement"] == pytest.approx((teacher == student).mean())
+    assert told["values"]["student_accuracy"] == pytest.approx((student == data.labels[20:]).mean())
     kl = (np.exp(log_q) * (log_q - log_p)).sum(axis=1).mean()
     assert told["values"]["forward_kl"] == pytest.approx(kl, rel=1e-6)
     assert "assumed: the logits in data.npz are the teacher's" in told["notes"]
@@ -272,7 +280,7 @@ def test_no_answer_is_wrong_and_counted_apart():
     labels = ["1", "2", "3", "4"] * 10
     teacher = [f"the answer is {label}" for label in labels]
     student = [text if row % 4 else "I cannot say" for row, text in enumerate(teacher)]
-    silent = ["nothing" if row % 4 == 0 else text for row, text in enumerate(teacher)]
+    silent = ["nothing" if row % 8 == 0 else text for row, text in enumerate(teacher)]
     answer = sanov.fidelity(
         {"prediction": teacher, "label": labels}, {"prediction": student}, answers="number", draws=1000
     )
@@ -282,8 +290,11 @@ def test_no_answer_is_wrong_and_counted_apart():
     both = sanov.fidelity(
         {"prediction": silent, "label": labels}, {"prediction": student}, answers="number", draws=1000
     )
-    assert both.values["agreement"] == 1
-    assert any("in 10 examples neither teacher nor student gives an answer" in note for note in both.notes)
+    assert both.values["agreement"] == 35 / 40
+    told = (
+        "in 5 examples neither teacher nor student gives an answer, which counts as the same; without them they agree"
+    )
+    assert f"{told} on {100 * 30 / 35:.1f} %" in both.notes
 
 
 def test_examples_without_a_label_are_dropped_and_that_is_said(examples):
@@ -307,6 +318,19 @@ def test_an_infinite_divergence_is_told(examples):
     )
     assert any(note.startswith("forward KL of teacher, student is infinite: in 3 examples") for note in answer.notes)
     assert json.loads(json.dumps(answer.to_dict()["values"]))["forward_kl"] is None
+
+
+def test_confidence_is_that_of_the_answer_given():
+    """Ten of forty answers are not the most probable class, and five are no class at all."""
+    p = np.tile([0.9, 0.1], (40, 1))
+    given = ["no"] * 25 + ["yes"] * 10 + ["perhaps"] * 5
+    student = {"prediction": given, "prob_no": p[:, 0], "prob_yes": p[:, 1]}
+    labels = ["no"] * 20 + ["yes"] * 20
+    answer = sanov.fidelity({"prediction": labels, "label": labels}, student, draws=1000)
+    found = {row["of"]: row["value"] for row in answer.to_frame().to_dicts() if row["statistic"] == "ECE"}
+    # of 25 answers given with 0.9, 20 are right; of 10 given with 0.1, all are; the other 5 have no confidence
+    assert found == {"student": pytest.approx((25 * abs(0.9 - 20 / 25) + 10 * abs(0.1 - 1)) / 35)}
+    assert "student: in 15 examples the answer is not the most probable class" in answer.notes
 
 
 def test_rationales_need_a_package_and_say_which(examples, monkeypatch):
