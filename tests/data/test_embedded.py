@@ -69,9 +69,5 @@ def test_predictions_are_of_rows_that_the_models_have_not_seen():
 
 def test_other_sources_pass_and_unknown_names_do_not():
     assert resolve("data.csv") == "data.csv"
-<<<<<<< HEAD
     with pytest.raises(InputError, match=r"expected embedded:digits or .* or embedded:wine"):
-=======
-    with pytest.raises(InputError, match="digits or embedded:digits-new or embedded:predictions or embedded:wine"):
->>>>>>> 3a12558 (fidelity: what its tests did not see before: uneven calibration, classes in another order, unlabelled rows)
         resolve("embedded:x")
