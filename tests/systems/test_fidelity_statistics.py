@@ -67,6 +67,7 @@ def test_kappa_and_mcnemar_agree_with_scikit_learn_statsmodels_and_scipy(seed):
     row = answer.to_frame("McNemar").to_dicts()[0]
     assert row["p"] == pytest.approx(statsmodels_mcnemar(right, exact=True).pvalue)
     lost, corrected = row["only the first right"], row["only the second right"]
+    assert (lost, corrected) == (right[1, 0], right[0, 1])
     assert row["p"] == pytest.approx(scipy.stats.binomtest(lost, lost + corrected).pvalue)
 
 

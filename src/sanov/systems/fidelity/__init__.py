@@ -19,7 +19,7 @@ of many pairs, in which the paper's claims are tested again, and tested as depen
 Deviations from the paper
 -------------------------
 - Chance-expected agreement and the excess over it, Cohen's kappa, error consistency, the five cells of error transfer,
-  intervals, McNemar's test and the verdict against the undistilled baseline are ours; the paper reports agreement alone.
+  intervals, McNemar's test and the verdict against the undistilled baseline are ours; the paper reports agreement and BLEU.
 - Answers are taken out of texts by mended rules (`fidelity.extraction` says which); an example without an answer counts as
   wrong, and is counted.
 - BLEU has an effective order, so that a short text too has BLEU 100 with itself. The Jensen-Shannon weight is the first

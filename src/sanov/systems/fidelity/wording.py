@@ -94,7 +94,7 @@ def _agreement_line(found: Findings) -> str:
     parts = []
     if ends[0] and ends[1] and expected:
         span = f"{100 * ends[0].estimate:.1f} to {100 * ends[1].estimate:.1f} %"
-        parts.append(f"at these accuracies {span} is possible, {100 * expected.estimate:.1f} % of unrelated systems")
+        parts.append(f"at these accuracies {span} is possible, {100 * expected.estimate:.1f} % expected if unrelated")
     for name, said in (("kappa", "Cohen's kappa"), ("error consistency", "error consistency")):
         value = found.get(BOTH, name)
         parts += [f"{said} {_number(value)}"] if value else []
