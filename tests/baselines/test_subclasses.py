@@ -103,6 +103,15 @@ def test_a_teacher_trained_anew_gives_its_own_probabilities():
     np.testing.assert_allclose(joint, torch.log_softmax((at_one / 2.5).flatten(1), dim=-1).view_as(joint), atol=1e-9)
 
 
+def test_a_student_does_not_begin_with_its_retrained_teachers_weights(monkeypatch):
+    """The same seed would fill both first layers with the same numbers."""
+    seeds = []
+    original = subclasses.distil.fit
+    monkeypatch.setattr(subclasses.distil, "fit", lambda *a, **o: (seeds.append(o["seed"]), original(*a, **o))[1])
+    subclasses.fit(table(), config(partition="retrained", subclasses=2, retrained={"width": 8}), seed=4)
+    assert len(set(seeds)) == 2
+
+
 @pytest.mark.parametrize(
     ("options", "change", "told"),
     [
@@ -111,6 +120,8 @@ def test_a_teacher_trained_anew_gives_its_own_probabilities():
         ({"partition": "kmeans"}, {"embeddings": None, "head": None}, "no teacher embeddings"),
         ({"partition": "retrained"}, {"embeddings": None, "head": None}, "no teacher embeddings.*retrained.on=inputs"),
         ({"partition": "kmeans", "subclasses": 50}, {}, "class 0 has .* rows; expected at least 50"),
+        ({"partition": "kmeans", "null_space": True}, {"head": None}, "head is not known, and null_space needs it"),
+        ({"partition": "retrained"}, {"labels": None}, "72 of 72 rows have no label; expected a label in each row"),
     ],
 )
 def test_what_a_partition_needs(options, change, told, tmp_path):

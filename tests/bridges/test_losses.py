@@ -150,3 +150,8 @@ def test_options_are_checked():
         distillation_loss("pn")
     with pytest.raises(InputError, match=r"transport\.gather"):
         distillation_loss(transport={"gather": True})
+
+
+def test_a_hint_is_refused_not_dropped():
+    with pytest.raises(InputError, match="a hint needs embeddings"):
+        distillation_loss("distillation", hint_weight=5.0)

@@ -148,6 +148,34 @@ def test_what_is_missing_is_said_and_nothing_is_written(changes, options, told, 
     assert not (tmp_path / "out").exists()
 
 
+def test_a_teacher_without_logits_is_refused_before_its_student_learns_zeros():
+    """Embeddings alone leave the table's own logits as they are, and are no teacher where there are none."""
+    from sanov.learning.teachers import with_teacher
+
+    given = {"embeddings": table().embeddings}
+    assert np.array_equal(
+        with_teacher(table(embeddings=None, head=None), given, embeddings=True).logits, table().logits
+    )
+    from sanov.learning import subclasses
+
+    bare = table(embeddings=None, head=None, logits=None)
+    with pytest.raises(InputError, match="there are no teacher logits"):
+        subclasses.fit(bare, lambda rows: rows, subclasses=1, teacher=given, embeddings=True)
+
+
+def test_a_table_to_choose_by_needs_something_to_judge_by():
+    from sanov.learning import distil
+
+    nothing = table(labels=None, logits=None, embeddings=None, head=None)
+    with pytest.raises(InputError, match="neither labels nor teacher logits to choose by"):
+        distil.fit(table(), [distil.label_loss()], training=SHORT, validation=nothing)
+
+
+def test_known_subclasses_are_part_of_what_a_run_is_of():
+    """A run stopped with one truth does not go on with another."""
+    assert table().digest() != table(subclasses=("x",) * 240).digest()
+
+
 def test_many_classes_are_warned_of():
     rng = np.random.default_rng(0)
     labels = np.arange(210) % 21

@@ -240,6 +240,14 @@ def test_a_head_that_does_not_fit():
         project(embeddings, members, NAMES, subclasses=2, head=head.T)
 
 
+def test_rows_of_no_class_are_told():
+    embeddings, members, head = drawn()
+    with pytest.raises(InputError, match="the class of row 3 is 7; expected one class a row, 0 to 1"):
+        project(embeddings, np.where(np.arange(120) == 2, 7, members), NAMES, subclasses=2, head=head)
+    with pytest.raises(InputError, match="120 embeddings and classes of 119 rows"):
+        project(embeddings, members[:-1], NAMES, subclasses=2, head=head)
+
+
 def test_hadamard_of_three():
     embeddings, members, head = drawn()
     with pytest.raises(InputError, match="2 or 4"):

@@ -61,6 +61,7 @@ __all__ = [
     "retrained_division",
 ]
 
+OTHER_WEIGHTS = 20_000  # added to the seed of a retrained teacher: no student begins with its weights
 Partition = Literal["kmeans", "retrained", "given", "random"]
 
 
@@ -85,7 +86,6 @@ class Config(Options):
     null_space: bool = option(
         False, "kmeans: take what the teacher's head reads out of the embeddings first.", source="choice"
     )
-    on: Literal["embeddings", "inputs"] = option("embeddings", "What a retrained teacher sees.", source="choice")
     teacher: str = option(
         "", "Folder of a Hugging Face classifier; empty where the data hold embeddings.", source="choice"
     )
@@ -225,6 +225,9 @@ def retrained_division(
     the division within classes at that temperature.
     """
     options = config.retrained
+    if table.n_labelled < len(table):
+        found = f"{len(table) - table.n_labelled} of {len(table)} rows have no label"
+        raise InputError(found, where=table.name, expected="a label in each row, which a teacher is trained on anew")
     inputs = table.embeddings if options.on == "embeddings" else table.inputs
     if inputs is None:
         raise InputError("there are no teacher embeddings", where=table.name, fix="set retrained.on=inputs")
@@ -240,7 +243,7 @@ def retrained_division(
         student=Student(width=options.width),
         training=Training(epochs=options.epochs, batch_size=32, learning_rate=options.learning_rate),
         validation=Validation(share=0.0),
-        seed=seed,
+        seed=OTHER_WEIGHTS + seed,
         diagnose=False,
     )
     log_p = torch.from_numpy(teacher.subclass_log_probs(own)) / config.temperature
@@ -273,6 +276,9 @@ def divide(table: DistilTable, config: Config, *, seed: int) -> DistilTable:
         raise InputError(
             "there are no teacher embeddings", where=table.name, fix="add them, or choose another partition"
         )
+    if config.null_space and table.head is None:
+        fix = "add the arrays `head_weight` and `head_bias`, or set null_space=false"
+        raise InputError("the teacher's head is not known, and null_space needs it", where=table.name, fix=fix)
     head = table.head.weight if config.null_space and table.head is not None else None
     division = kmeans_division(table.embeddings, _members(table), classes, size, head=head, seed=seed)
     return subclasses.divided(table, division)
@@ -342,6 +348,7 @@ def fit(
     """
     size, given = config.subclasses, config.partition == "given"
     if given:  # of all rows, before some are held out: the number of outputs must not depend on which
+        data = teachers.with_teacher(data, config.teacher) if data.n_labelled < len(data) else data
         division = given_division(_members(data), _known(data), len(data.classes))
         data, size = subclasses.divided(data, division), division.shape[2]
     return subclasses.fit(

@@ -186,12 +186,16 @@ def distillation_loss(system: str = "sinkd", **options: Any) -> DistillationLoss
     Raises
     ------
     InputError
-        An unknown system or option, a value out of range, ``transport.gather``, or ``balance`` with several processes.
+        An unknown system or option, a value out of range, ``transport.gather``, ``hint_weight``, or ``balance``
+        with several processes.
     """
     module = find(system).load()
     if not hasattr(module, "components") and system != "lelp":
         raise InputError("is no objective of distillation", where=system, expected="sinkd, lelp or distillation")
     config = parse(module.Config, options)
+    if getattr(config, "hint_weight", 0) > 0:
+        fix = "train by `sanov fit distillation`"
+        raise InputError("a hint needs embeddings, and outputs of the student for them", where="hint_weight", fix=fix)
     if getattr(config, "balance", 0) > 0 and place()[1] > 1:
         fix = "give transport_weight, or train by `sanov fit sinkd`"
         raise InputError("the ratio of gradients needs the rows of all processes", where="balance", fix=fix)

@@ -286,6 +286,8 @@ class LelpClassifier(Distilled):
         if config.subclasses > 1:
             most = self._most(config, table, seed)
             if most < config.subclasses:
+                if config.rotation == "hadamard":
+                    most = 1 << max(most.bit_length() - 1, 0)  # the largest power of two that is not above it
                 self.subclasses_ = most
                 text = f"subclasses = {config.subclasses} is more than the rows of each class allow; {most} are taken"
                 warnings.warn(f"{text}{', which is plain distillation' * (most == 1)}.", SanovWarning, stacklevel=4)
@@ -295,7 +297,4 @@ class LelpClassifier(Distilled):
         from sanov.learning.distil import divided
 
         rows, _ = divided(table, config.validation, seed)
-        most = int(self._module().most_subclasses(rows, config))
-        if config.rotation == "hadamard":
-            most = 1 << max(most.bit_length() - 1, 0)  # the largest power of two that is not above it
-        return max(most, 1)
+        return max(int(self._module().most_subclasses(rows, config)), 1)

@@ -285,6 +285,9 @@ def head_of(embeddings: Float64[np.ndarray, "_rows width"], logits: Float64[np.n
     if len(embeddings) != len(logits):
         found = f"there are {len(embeddings)} rows of embeddings and {len(logits)} of logits"
         raise DataError(found, where="teacher_embeddings")
+    if len(embeddings) <= embeddings.shape[1] + 1:
+        found = f"{len(embeddings)} rows of {embeddings.shape[1]} embeddings do not determine the teacher's last layer"
+        raise DataError(found, where="teacher_embeddings", fix="give more rows, or set null_space=False")
     columns = np.column_stack([embeddings, np.ones(len(embeddings))])
     centred = logits - logits.mean(axis=1, keepdims=True)
     for wanted in (logits, centred):

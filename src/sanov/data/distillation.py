@@ -161,11 +161,12 @@ class DistilTable:
         return replace(self, classes=classes, labels=labels, logits=logits, head=head)
 
     def digest(self) -> str:
-        """SHA-256 (hex) of inputs, logits and labels, and of embeddings and head where there are any."""
+        """SHA-256 (hex) of inputs, logits and labels; of embeddings, head and known subclasses where there are any."""
         arrays = [array for array in (self.inputs, self.logits, self.labels) if array is not None]
         parts = [files.digest(list(a) if isinstance(a, tuple) else a.tobytes()) for a in arrays]
         shapes = [np.shape(array) for array in arrays]
-        return files.digest([*parts, shapes, list(self.classes), *self._digests_inside()])
+        known = [] if self.subclasses is None else [["subclasses", list(self.subclasses)]]
+        return files.digest([*parts, shapes, list(self.classes), *self._digests_inside(), *known])
 
     def _digests_inside(self) -> list[Any]:
         """Of what lies inside the teacher: nothing where nothing is known of it."""
@@ -289,7 +290,11 @@ def _join(parts: list[Part], columns: Columns) -> Part:
         labels = [teacher.labels[row] for row in rows]
     logits, embeddings = (None if x is None else x[rows] for x in (teacher.logits, teacher.embeddings))
     head, classes = teacher.head or inputs.head, teacher.classes or inputs.classes
-    return replace(inputs, logits=logits, embeddings=embeddings, head=head, classes=classes, labels=labels)
+    known = inputs.subclasses
+    if known is None and teacher.subclasses is not None:
+        known = [teacher.subclasses[row] for row in rows]
+    inputs = replace(inputs, logits=logits, embeddings=embeddings, head=head)
+    return replace(inputs, classes=classes, labels=labels, subclasses=known)
 
 
 def _places(inputs: Part, teacher: Part) -> list[int]:

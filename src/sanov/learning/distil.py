@@ -27,7 +27,7 @@ from sanov.learning.components import Component, Rows, gradient_norms, label_los
 from sanov.learning.readout import Readout
 from sanov.learning.selection import BEST, Judge
 from sanov.learning.students import Encoder, Fitted, Student, build, clear
-from sanov.learning.teachers import CACHE, with_teacher
+from sanov.learning.teachers import CACHE, Teacher, with_teacher
 from sanov.learning.training import History, Training, micro_batches, place, shuffled, train
 from sanov.precision import widen
 
@@ -54,7 +54,7 @@ def fit(
     table: DistilTable,
     components: Sequence[Component],
     *,
-    teacher: str = "",
+    teacher: Teacher = "",
     embeddings: bool = False,
     readout: Readout | None = None,
     hint: str = "",
@@ -79,7 +79,8 @@ def fit(
     components
         The terms of the objective.
     teacher
-        Folder of a Hugging Face classifier that gives the logits, where the table has none.
+        What gives the logits where the table has none: the folder of a Hugging Face classifier, or any other teacher that
+        `teachers.outputs` takes.
     embeddings
         Whether the teacher's embeddings are needed as well.
     readout
@@ -126,6 +127,9 @@ def fit(
     if folder is not None and main:
         _check_folder(folder, resume)
     table = with_teacher(table, teacher, folder=folder, embeddings=embeddings)
+    _check(table, active)
+    if isinstance(validation, DistilTable) and validation.logits is None and not validation.n_labelled:
+        raise InputError("there are neither labels nor teacher logits to choose by", where=validation.name)
     rows, held_out = divided(table, validation, seed)
     rows = rows if prepare is None else prepare(rows)
     encoder = Encoder.of(rows, student)
@@ -263,7 +267,7 @@ def divided(
     return table.take(np.sort(order[count:])), table.take(np.sort(order[:count])) if count else None
 
 
-def _check(table: DistilTable, active: Sequence[Component], teacher: str) -> None:
+def _check(table: DistilTable, active: Sequence[Component], teacher: Teacher = "") -> None:
     if len(table) < 2:
         raise InputError(f"there are {len(table)} rows", where=table.name, expected="at least two")
     if len(table.classes) < 2:
@@ -272,7 +276,8 @@ def _check(table: DistilTable, active: Sequence[Component], teacher: str) -> Non
         raise InputError("every term has weight 0 or a weight relative to the others", where="the objective")
     if all(component.counts == "labelled" for component in active) and not table.n_labelled:
         raise InputError("there are no labels, and only labels were to be learned", where=table.name)
-    if table.logits is None and not teacher and any(component.counts == "rows" for component in active):
+    asked = not isinstance(teacher, str) or bool(teacher)
+    if table.logits is None and not asked and any(component.counts == "rows" for component in active):
         fix = "add the array `logits` (.npz) or columns logit_CLASS (a table), a second file of logits by row id, or "
         fix += "teacher=DIR for a Hugging Face classifier"
         raise InputError("there are no teacher logits", where=table.name, fix=fix)

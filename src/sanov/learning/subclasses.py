@@ -124,7 +124,8 @@ def components(readout: Readout, *, alpha: float = 0.0) -> list[Component]:
     readout
         Classes and subclasses of the student, and the temperatures of both softmaxes.
     alpha
-        Share of the labels, whose cross-entropy takes the class logits: the summed probabilities, at temperature 1.
+        Share of the labels, whose cross-entropy takes the class logits: the softmax of the summed probabilities to the
+        power tau, as a student that follows softmax(t / tau) has softmax(t).
     """
     temperatures = (readout.temperature, readout.student_temperature)
 

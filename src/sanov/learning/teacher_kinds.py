@@ -97,7 +97,7 @@ class OfRows:
             content: Any = {
                 "state": state,
                 "model": repr(self.teacher),
-                "forward": _source(type(self.teacher)),
+                "parts": [[_source(type(part)), _plain(part)] for part in self.teacher.modules()],
                 "key": key,
             }
         elif key:
@@ -149,6 +149,12 @@ def _source(kind: type) -> str:
         return inspect.getsource(kind)
     except (OSError, TypeError):
         return kind.__qualname__
+
+
+def _plain(part: nn.Module) -> dict[str, Any]:
+    """What a module remembers besides weights, as far as it can be told."""
+    kinds = (bool, int, float, str, tuple, list, type(None))
+    return {name: repr(value) for name, value in vars(part).items() if isinstance(value, kinds)}
 
 
 def _digest(values: torch.Tensor) -> str:

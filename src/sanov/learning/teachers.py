@@ -125,6 +125,7 @@ def with_teacher(
     root = None if folder is None else Path(folder) / CACHE
     found = outputs(teacher, table.inputs, embeddings=embeddings, max_length=max_length, folder=root, key=key)
     logits, inside = (None if x is None else x.astype(np.float64) for x in (found.logits, found.embeddings))
+    logits = table.logits if logits is None else logits
     return replace(table, classes=_classes(table, found), logits=logits, embeddings=inside, head=found.head)
 
 

@@ -86,7 +86,7 @@ class Projection:
 
 def project(
     embeddings: Rows,
-    members: Int64[np.ndarray, " rows"],
+    members: Int64[np.ndarray, " _rows"],
     names: Sequence[str],
     *,
     subclasses: int,
@@ -159,7 +159,7 @@ def project(
 
 def largest_subclasses(
     embeddings: Rows,
-    members: Int64[np.ndarray, " rows"],
+    members: Int64[np.ndarray, " _rows"],
     classes: int,
     *,
     head: Float[np.ndarray, "head_width classes"] | None = None,
@@ -199,6 +199,12 @@ def _groups(
     if bad.any():
         found = f"NaN or an infinite value in row {bad.argmax() + 1} (the first is 1), {bad.sum()} such rows in all"
         raise InputError(found, where="embeddings", expected="finite numbers")
+    strange = np.flatnonzero((members < 0) | (members >= classes))
+    if len(members) != len(embeddings) or len(strange):
+        found = f"{len(embeddings)} embeddings and classes of {len(members)} rows"
+        if len(strange):
+            found = f"the class of row {strange[0] + 1} is {members[strange[0]]}"
+        raise InputError(found, where="embeddings", expected=f"one class a row, 0 to {classes - 1}")
     basis = None if head is None else _basis(embeddings, head, center)
     # The spread of embeddings over all classes, head and all: rounding is relative to it, whatever the mean is.
     scale = (
