@@ -157,7 +157,7 @@ def test_size_of_the_report_on_unrelated_systems():
     """Right or wrong independently, wrong answers spread evenly: nothing to call fidelity, and no system better."""
     rng = np.random.default_rng(10)
     wrong = {"excess agreement": 0, "error consistency": 0, "gain": 0}
-    runs = 250
+    runs = 200
     for run in range(runs):
         labels, systems = answers(300, 4, rng, accuracy=(0.7, 0.7, 0.7), copied=0.0)
         found = draws_of(labels, systems, draws=1000, seed=run, few=0)
