@@ -10,6 +10,8 @@ import numpy as np
 import polars as pl
 import pytest
 
+from sanov.systems import SYSTEMS
+
 SANOV = [sys.executable, "-m", "sanov.cli"]
 
 
