@@ -20,13 +20,14 @@ def read(source, columns=COLUMNS, **how):
     [
         ([1, 2, None], ["1", "2", None]),
         ([1.0, 2.0, float("nan")], ["1", "2", None]),
-        ([1.5, 2.0], ["1.5", "2.0"]),
+        ([1.5, 2.0, -0.0], ["1.5", "2", "0"]),
         (["1.0", "2"], ["1", "2"]),
         (["007", "8"], ["007", "8"]),
         ([True, False], ["true", "false"]),
         (["True", "FALSE", None], ["true", "false", None]),
         ([" a ", "", "b"], ["a", None, "b"]),
-        (["True", "maybe"], ["True", "maybe"]),
+        (["True", "maybe", "maybe True"], ["true", "maybe", "maybe True"]),
+        (["1.0", "n/a", "-2.", "1.10", "01.0"], ["1", "n/a", "-2", "1.10", "01.0"]),
     ],
 )
 def test_names_are_one_text_whatever_they_were_read_as(cells, texts):

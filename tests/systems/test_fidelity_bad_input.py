@@ -43,6 +43,11 @@ def refused(command, tmp_path, files, words, *messages):
 
 
 FILES = {
+    "a class twice": (
+        {"s.csv": pl.DataFrame({"id": IDS, "prob_True": [0.5] * ROWS, "prob_true": [0.5] * ROWS})},
+        BOTH,
+        "s.csv: the columns 'prob_True' and 'prob_true' both name the class 'true'; expected one column for each class",
+    ),
     "other ids": (
         {"s.csv": predictions([*IDS[:-2], "x", "y"])},
         BOTH,

@@ -22,9 +22,11 @@ from sanov.core import frames
 from sanov.core.errors import InputError
 from sanov.core.options import Options, option
 
-__all__ = ["Columns", "Predictions", "Role", "as_text", "join", "open_table", "parse", "wide_roles"]
+__all__ = ["Columns", "Predictions", "Role", "as_text", "join", "names_as_text", "open_table", "parse", "wide_roles"]
 
 EXACT = 2**53  # up to here a float is one whole number
+WHOLE = r"^(-?(?:0|[1-9]\d*))\.0*$"  # a whole number that is written with a point
+TRUTH = r"^(?i:true|false)$"
 TOLERANCE = 1e-3  # by which the probabilities of a row may miss the sum of 1
 ARRAYS = ("probs", "logits", "classes", "ids", "predictions", "labels", "tasks", "rationales")
 SHOWN = 3  # ids named in a message
@@ -106,6 +108,11 @@ class Predictions:
     probabilities: Float64[np.ndarray, "_rows _classes"] | None = None
     classes: tuple[str, ...] = ()
     source: Any = field(default=None, repr=False)
+
+    def plain(self) -> Predictions:
+        """Return the same with answers, labels and classes as `as_text` spells them."""
+        answers, labels = (None if cells is None else as_text(cells) for cells in (self.answers, self.labels))
+        return replace(self, answers=answers, labels=labels, classes=names_as_text(self.classes))
 
     def take(self, rows: np.ndarray) -> Predictions:
         """Return some of the rows, in the order asked for."""
@@ -257,18 +264,23 @@ def wide_roles(frame: pl.DataFrame, columns: Columns) -> dict[str, Role]:
 def as_text(cells: pl.Series) -> pl.Series:
     """Return names as text, whatever type they were read as.
 
-    Whole numbers lose their point, true and false are small, spaces around go, and what is empty is null.
+    Each cell by itself, so that a name is written alike in every column, whatever else the column holds: whole numbers lose
+    their point, true and false are small, spaces around go, and what is empty is null.
     """
     if cells.dtype.is_float():
-        cells = cells.fill_nan(None)
-        if ((cells % 1 == 0) & (cells.abs() <= EXACT)).all():
-            cells = cells.cast(pl.Int64)
-    texts = cells.cast(pl.String).str.strip_chars()
+        whole = ((cells % 1 == 0) & (cells.abs() <= EXACT)).fill_null(False)
+        texts = cells.cast(pl.Int64, strict=False).cast(pl.String).zip_with(whole, cells.fill_nan(None).cast(pl.String))
+    else:
+        texts = cells.cast(pl.String)
+    texts = texts.str.strip_chars()
     texts = texts.set(texts == "", None)
-    if texts.str.contains(r"^-?(0|[1-9]\d*)(\.0*)?$").all():
-        return texts.str.replace(r"\.0*$", "")
-    small = texts.str.to_lowercase()
-    return small if small.drop_nulls().is_in(["true", "false"]).all() else texts
+    texts = texts.str.replace(WHOLE, "$1").str.replace(r"^-0$", "0")
+    return texts.str.to_lowercase().zip_with(texts.str.contains(TRUTH).fill_null(False), texts)
+
+
+def names_as_text(names: Sequence[str]) -> tuple[str, ...]:
+    """Return names of classes or of options in the spelling that `as_text` gives the cells of columns."""
+    return tuple(as_text(pl.Series(names, dtype=pl.String)).fill_null("").to_list())
 
 
 def _check_ids(ids: pl.Series, name: str) -> None:
@@ -292,15 +304,24 @@ def _probabilities(
         used = [column for column in frame.columns if prefix and column.startswith(prefix)]
         if not used:
             continue
-        classes = tuple(column.removeprefix(prefix) for column in used)
+        classes = names_as_text([column.removeprefix(prefix) for column in used])
         if len(used) < 2:
             fix = f"add the other classes; two classes need {prefix}no and {prefix}yes"
             raise InputError(
                 f"only one column begins with {prefix!r}", where=name, expected="one for each class", fix=fix
             )
+        _check_classes(classes, used, name)
         values = frames.numeric(frame, used, name=name)
         return (softmax(values, axis=1) if as_logits else _checked(values, classes, name)), classes
     return None, ()
+
+
+def _check_classes(classes: Sequence[str], columns: Sequence[str], name: str) -> None:
+    for place, one in enumerate(classes):
+        first = classes.index(one)
+        if first < place:
+            found = f"the columns {columns[first]!r} and {columns[place]!r} both name the class {one!r}"
+            raise InputError(found, where=name, expected="one column for each class")
 
 
 def _checked(values: Float64[np.ndarray, "rows classes"], classes: Sequence[str], name: str) -> np.ndarray:

@@ -7,7 +7,7 @@ from typing import Literal
 from pydantic import model_validator
 
 from sanov.core.options import Options, option
-from sanov.data.predictions import Columns
+from sanov.data.predictions import Columns, names_as_text
 from sanov.systems.fidelity.extraction import Answers
 from sanov.systems.fidelity.study_options import StudyOptions
 
@@ -60,6 +60,11 @@ class Config(Options):
             raise ValueError("answers=number takes any number: leave out options")
         if self.answers == "letter" and any(len(name) != 1 for name in self.options):
             raise ValueError("answers=letter takes options of one letter each, such as options=A,B,C")
-        if len(set(self.options)) != len(self.options) or len(self.options) == 1:
+        if len(set(self.names)) != len(self.options) or len(self.options) == 1:
             raise ValueError("options must be at least two different names")
         return self
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The options, spelled as answers and labels are once they are read (True is true, 1.0 is 1)."""
+        return names_as_text(self.options)

@@ -21,6 +21,8 @@ from sanov.systems.fidelity.sources import PARTS, Opened, listed, open_sources, 
 
 __all__ = ["Data", "read"]
 
+REPEATED = 10  # examples for each known answer, from which these are classes: free text has new answers all the time
+
 
 @dataclass(frozen=True, eq=False)
 class Data:
@@ -98,7 +100,8 @@ def read(sources: Sequence[Any], config: Config, opened: Sequence[Opened] | None
         There are rationales, and sacrebleu is not installed.
     """
     if any((config.models.teacher, config.models.student, config.models.baseline)):
-        parts, assumed = read_models(sources, config)
+        made, assumed = read_models(sources, config)
+        parts = {part: given.plain() for part, given in made.items()}
     else:
         tables = open_sources(sources, config) if opened is None else opened
         parts, assumed = tell_apart(tables, config)
@@ -116,7 +119,7 @@ def _with_answers(parts: Mapping[str, Predictions], config: Config) -> tuple[dic
     """Take the answers out of the texts, and refuse a label that is none."""
     found, lost = {}, []
     for part, given in parts.items():
-        answers = None if given.answers is None else extract(given.answers, config.answers, config.options)
+        answers = None if given.answers is None else extract(given.answers, config.answers, config.names)
         labels = None if given.labels is None else _labels(given.labels, given.name, config)
         if answers is not None and given.answers is not None:
             lost += _lost(part, given.name, given.answers, answers)
@@ -126,7 +129,7 @@ def _with_answers(parts: Mapping[str, Predictions], config: Config) -> tuple[dic
 
 
 def _labels(cells: pl.Series, name: str, config: Config) -> pl.Series:
-    labels = extract(cells, config.answers, config.options)
+    labels = extract(cells, config.answers, config.names)
     bad = labels.is_null() & cells.is_not_null()
     if bad.any():
         row = int(bad.arg_true()[0])
@@ -247,11 +250,20 @@ def _origins(systems: Sequence[str], parts: Sequence[Predictions], answers: np.n
 def _doubts(systems: Sequence[str], answers: np.ndarray, labels: np.ndarray | None, vocabulary: pl.Series) -> list[str]:
     """Say where answers and labels seem to be written in different ways."""
     told = []
-    for system, row in zip(systems, answers, strict=True):
-        given = set(np.unique(row)) - {-1}
-        if labels is not None and given and not given & set(np.unique(labels)):
-            example, label = vocabulary[int(min(given))], vocabulary[int(labels.min())]
-            told.append(f"{system}: no answer is ever a label ({_short(example)}, {_short(label)}): written alike?")
+    for place, (system, row) in enumerate(zip(systems, answers, strict=True)):
+        other = 1 if place == 0 else 0
+        known, what = (answers[other], f"one of the {systems[other]}'s") if labels is None else (labels, "a label")
+        usual, given = np.unique(known[known >= 0]), row[row >= 0]
+        strange = given[~np.isin(given, usual)]
+        if not strange.size or not usual.size:
+            continue
+        example = _short(vocabulary[int(strange.min())])
+        if strange.size == given.size:
+            here = _short(vocabulary[int(usual[0])])
+            told.append(f"{system}: no answer is ever {what} ({example}, {here}): written alike?")
+        elif usual.size * REPEATED <= row.size:
+            share = f"{100 * strange.size / given.size:.1f} %"
+            told.append(f"{system}: {share} of its answers are never {what} (such as {example}): written alike?")
     return told
 
 
