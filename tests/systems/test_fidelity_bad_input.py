@@ -157,6 +157,15 @@ FILES = {
         (*BOTH, "l.csv"),
         "t.csv: the label of id 'q0' is 'yes' here and 'no' in l.csv (1 differ). Keep the labels in one file.",
     ),
+    "a label that two later files tell otherwise": (
+        {
+            "t.csv": predictions(label=[*LABELS[:5], *[None] * (ROWS - 5)]),
+            "s.csv": predictions(label=[None] * 5 + LABELS[5:]),
+            "l.csv": pl.DataFrame({"id": IDS, "label": [*LABELS[:7], "yes", *LABELS[8:]]}),
+        },
+        (*BOTH, "l.csv"),
+        "s.csv: the label of id 'q7' is 'no' here and 'yes' in l.csv (1 differ). Keep the labels in one file.",
+    ),
     "no label at all": (
         {"t.csv": predictions(label=pl.Series([None] * ROWS, dtype=pl.String))},
         BOTH,

@@ -306,6 +306,17 @@ def test_examples_without_a_label_are_dropped_and_that_is_said(examples):
     assert answer.values == sanov.fidelity(*kept, draws=1000).values
 
 
+@pytest.mark.parametrize("given", [0, 100, ROWS])
+def test_labels_that_one_file_lacks_are_those_of_the_next(examples, given):
+    """The teacher's file has some of the labels, the last one all of them, in another order."""
+    labels = examples["labels"]["label"]
+    some = examples["teacher"].with_columns(label=pl.when(pl.int_range(ROWS) < given).then(labels))
+    answer = sanov.fidelity(some, examples["student"], examples["labels"].reverse(), draws=1000)
+    whole = sanov.fidelity(examples["teacher"], examples["student"], examples["labels"], draws=1000)
+    assert answer.values == whole.values
+    assert not [note for note in answer.notes if note.startswith("dropped")]
+
+
 def test_an_infinite_divergence_is_told(examples):
     p = np.tile([0.5, 0.5], (40, 1))
     sure = p.copy()

@@ -184,25 +184,23 @@ def _assembled(joined: Mapping[str, Predictions], config: Config, notes: Sequenc
 
 
 def _common_labels(parts: Sequence[Predictions]) -> pl.Series | None:
-    """Return the labels of the first source that has some, where all that have some agree."""
-    with_labels = [part for part in parts if part.labels is not None]
-    if not with_labels:
+    """Return each label from the first source that has it, where all that have it agree."""
+    found: list[tuple[Predictions, pl.Series]] = [(part, part.labels) for part in parts if part.labels is not None]
+    if not found:
         return None
-    first = with_labels[0]
-    assert first.labels is not None
-    labels = first.labels
-    for part in with_labels[1:]:
-        differ = (labels != part.labels).fill_null(False)
+    labels = found[0][1]
+    for place, (part, more) in enumerate(found[1:], start=1):
+        differ = (labels != more).fill_null(False)
         if differ.any():
             row = int(differ.arg_true()[0])
+            first = next(before for before, cells in found[:place] if cells[row] is not None)
             which = f"id {first.ids[row]!r}" if first.ids is not None else f"row {row + 1}"
-            other = None if part.labels is None else part.labels[row]
-            found = (
-                f"the label of {which} is {labels[row]!r} here and {other!r} in {part.name} ({differ.sum():,} differ)"
-            )
-            raise InputError(found, where=first.name, fix="keep the labels in one file")
+            told = f"is {labels[row]!r} here and {more[row]!r} in {part.name} ({differ.sum():,} differ)"
+            raise InputError(f"the label of {which} {told}", where=first.name, fix="keep the labels in one file")
+        labels = labels.zip_with(labels.is_not_null(), more)
     if labels.null_count() == len(labels):
-        raise InputError("every label is missing", where=first.name, fix="fill the column, or leave it out")
+        names = " and ".join(dict.fromkeys(part.name for part, _ in found))
+        raise InputError("every label is missing", where=names, fix="fill the column, or leave it out")
     return labels
 
 
