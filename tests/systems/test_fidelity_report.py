@@ -226,17 +226,38 @@ def test_one_screen_answers_the_questions(examples, screen):
 
 
 @pytest.mark.parametrize(
-    ("interval", "word"),
+    ("interval", "p", "word"),
     [
-        ((0.01, 0.02), "BEATS"),
-        ((-0.01, 0.02), "INCONCLUSIVE"),
-        ((-0.02, -0.01), "WORSE"),
-        ((0.0, 0.0), "INCONCLUSIVE"),
-        ((), None),
+        ((0.01, 0.02), 0.04, "BEATS"),
+        ((0.01, 0.02), 0.06, "INCONCLUSIVE"),
+        ((-0.01, 0.02), 0.04, "INCONCLUSIVE"),
+        ((-0.02, -0.01), 0.04, "WORSE"),
+        ((-0.02, -0.01), 0.06, "INCONCLUSIVE"),
+        ((0.0, 0.0), 1.0, "INCONCLUSIVE"),
+        ((), 0.04, None),
     ],
 )
-def test_the_verdict_is_the_side_of_the_interval(interval, word):
-    assert verdict(Value(0.0, *interval)) == word
+def test_the_verdict_is_the_side_of_the_interval_where_the_test_agrees(interval, p, word):
+    assert verdict(Value(0.0, *interval), p, 0.95) == word
+
+
+@pytest.mark.parametrize("better", [True, False])
+@pytest.mark.parametrize(("discordant", "decided"), [(4, False), (5, False), (6, True)])
+def test_few_examples_on_one_side_are_no_verdict_against_the_exact_test(discordant, decided, better):
+    """With k discordant examples all on one side, McNemar's p is 2 / 2^k, and the bootstrap hardly ever draws none."""
+    labels = ["a", "b", "c"] * 10
+    worse = ["c" if label == "a" else "a" for label in labels[:discordant]] + labels[discordant:]
+    student, baseline = (labels, worse) if better else (worse, labels)
+    answer = sanov.fidelity(
+        {"prediction": labels, "label": labels}, {"prediction": student}, {"prediction": baseline}, draws=2000
+    )
+    gain = {row["of"]: row for row in answer.to_frame().to_dicts() if row["statistic"] == "accuracy"}[
+        "student - baseline"
+    ]
+    assert (gain["low"] > 0) if better else (gain["high"] < 0)
+    assert answer.values["verdict"] == (("BEATS" if better else "WORSE") if decided else "INCONCLUSIVE")
+    why = f"McNemar p = {2 / 2**discordant:.2g} is not below 0.05, though the interval leaves out 0"
+    assert (why in answer.lines["verdict"]) == (not decided)
 
 
 def test_a_worse_student_and_one_that_does_not_listen_are_told(examples):

@@ -71,7 +71,11 @@ HEADLINES = (
 def _headlines(found: Findings) -> dict[str, Any]:
     values: dict[str, Any] = {
         "examples": found.data.rows,
-        "verdict": verdict(found.get("student - baseline", "accuracy")),
+        "verdict": verdict(
+            found.get("student - baseline", "accuracy"),
+            found.tests.get("student, baseline", (0, 0, None))[2],
+            found.config.confidence,
+        ),
     }
     for of, name in HEADLINES:
         value = found.get(of, name)

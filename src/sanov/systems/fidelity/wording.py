@@ -41,11 +41,29 @@ def _opening(value: Value | None, than: str) -> str:
     }[value.sign]
 
 
-def verdict(gain: Value | None) -> str | None:
-    """BEATS, INCONCLUSIVE or WORSE, by the gain over the undistilled baseline; None where there is no interval."""
-    if gain is None or gain.low is None:
+def verdict(gain: Value | None, p: float | None, confidence: float) -> str | None:
+    """BEATS or WORSE than the undistilled baseline where interval and exact test both say so, else INCONCLUSIVE.
+
+    Parameters
+    ----------
+    gain
+        In accuracy over the baseline.
+    p
+        Of McNemar's exact test of the same two.
+    confidence
+        Level of the interval; the test's is 1 less this.
+
+    Returns
+    -------
+    The word; None where there is no interval.
+    """
+    if gain is None or gain.low is None or p is None:
         return None
-    return {1: "BEATS", 0: "INCONCLUSIVE", -1: "WORSE"}[gain.sign]
+    return {1: "BEATS", 0: "INCONCLUSIVE", -1: "WORSE"}[gain.sign if _significant(p, confidence) else 0]
+
+
+def _significant(p: float, confidence: float) -> bool:
+    return p < 1 - confidence
 
 
 def lines(found: Findings) -> dict[str, str]:
@@ -68,14 +86,25 @@ def _verdict_line(found: Findings) -> str:
     if found.data.labels is None:
         return ""
     gain = found.get(GAP, "accuracy")
-    said = verdict(gain)
+    p = found.tests.get("student, baseline", (0, 0, None))[2]
+    said = verdict(gain, p, found.config.confidence)
     if gain is None:
         return "none: there are no predictions of the student without a teacher (baseline=FILE)"
-    if said is None:
+    if said is None or p is None:
         return "none: too few examples"
     word = {"BEATS": "", "INCONCLUSIVE": " against", "WORSE": " than"}[said]
-    p = found.tests["student, baseline"][2]
-    return f"{said}{word} the undistilled baseline: accuracy {_signed(gain)}; McNemar {_p(p)}"
+    why = _why(gain, p, found.config.confidence)
+    return f"{said}{word} the undistilled baseline: accuracy {_signed(gain)}; McNemar {_p(p)}{why}"
+
+
+def _why(gain: Value, p: float, confidence: float) -> str:
+    """Say what keeps the verdict open where interval and test differ."""
+    if _significant(p, confidence) == bool(gain.sign):
+        return ""
+    level = f"{1 - confidence:.2g}"
+    if gain.sign:
+        return f" is not below {level}, though the interval leaves out 0"
+    return f" is below {level}, though the interval holds 0"
 
 
 def _accuracy_line(found: Findings) -> str:
