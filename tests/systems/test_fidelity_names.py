@@ -5,6 +5,7 @@ import polars as pl
 import pytest
 
 import sanov
+from sanov.data.predictions import Predictions
 
 TRUTHS = [row % 3 == 0 for row in range(60)]
 
@@ -67,3 +68,12 @@ def test_wrong_answers_in_free_text_are_not_doubted():
     student = [str(row + 1000 * (row % 2)) for row in range(60)]
     notes = sanov.fidelity({"prediction": labels, "label": labels}, {"prediction": student}, draws=1000).notes
     assert not [note for note in notes if "written alike" in note]
+
+
+def test_what_a_model_says_is_spelled_as_columns_are():
+    said = Predictions(
+        "m", 2, answers=pl.Series(["True", "2.0"]), labels=pl.Series(["FALSE", None]), classes=("True", "2.0")
+    )
+    plain = said.plain()
+    assert (plain.answers.to_list(), plain.labels.to_list()) == (["true", "2"], ["false", None])
+    assert plain.classes == ("true", "2")
