@@ -67,10 +67,8 @@ def predict(table: DistilTable, fitted: Fitted, *, system: str) -> Answer:
     notes: list[str] = []
     if fitted.subclasses > 1:
         found = cards(table, fitted.subclass_log_probs(table))
-        tables = {
-            "Subclasses": found.table,
-            "Predictions": tables["Predictions"].with_columns(subclass=pl.Series(found.subclass + 1)),
-        }
+        with_subclass = tables["Predictions"].with_columns(subclass=pl.Series(found.subclass + 1))
+        tables = {"Predictions": with_subclass, "Subclasses": found.table}
         values, figures, notes = values | found.values, found.figures, found.notes
     if table.labels is not None and table.n_labelled:
         rows = table.labels >= 0
