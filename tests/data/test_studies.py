@@ -253,3 +253,31 @@ def test_a_task_of_the_baselines_alone_is_none_of_the_study():
     data = studies.read([table])
     assert data.tasks == ("a",)
     assert cells(data.baselines, "task") == {("a",)}
+
+
+def long(rows, *more):
+    names = ["teacher", "student", "method", "score", *more]
+    return pl.DataFrame(rows, schema=names, orient="row").with_columns(task=pl.lit("a"))
+
+
+def test_a_seed_is_one_however_it_is_written():
+    own = long([("-", "s-1B", "SFT", 50.0, "0"), ("-", "s-1B", "SFT", 60.0, "1"), ("-", "t-9B", "SFT", 80.0, "0")], "seed")
+    taught = long([("t-9B", "s-1B", "KD", 55.0, 0.0), ("t-9B", "s-1B", "KD", 66.0, 1.0)], "seed")
+    data = studies.read([own, taught])
+    assert set(data.scores["seed"]) == set(data.baselines.filter(pl.col("model") == "s-1B")["seed"])
+
+
+def test_baselines_of_several_temperatures_are_refused():
+    rows = [("-", "s-1B", "SFT", 50.0, 1.0), ("-", "s-1B", "SFT", 60.0, 2.0), ("-", "t-9B", "SFT", 80.0, 1.0),
+            ("t-9B", "s-1B", "KD", 55.0, 1.0)]  # fmt: skip
+    with pytest.raises(InputError, match="row 1 and .*row 2: 2 scores of the baseline of s-1B on a"):
+        studies.read([long(rows, "temperature")])
+
+
+def test_fractions_of_one_table_or_of_baselines_are_refused():
+    own = [("-", "s-1B", "SFT", 0.5), ("-", "t-9B", "SFT", 0.8)]
+    taught = [("t-9B", "s-1B", "KD", 55.0)]
+    with pytest.raises(InputError, match="no score is above 1"):
+        studies.read([long(own), long(taught)])
+    with pytest.raises(InputError, match="no score of SFT is above 1"):
+        studies.read([long(own + taught)])

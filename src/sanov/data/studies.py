@@ -111,6 +111,8 @@ def read(
     if not scores:
         expected = "a table with the columns teacher, student and method, and scores"
         raise InputError("there is no table of scores", where="the study", expected=expected)
+    for table in scores:
+        _refuse_fractions(table, scale, baseline)
     rows, notes = _without_gaps(pl.concat(scores))
     rows = _with_roles(_percent(rows, scale), baseline)
     compared = rows.filter(pl.col("role") == "distilled")["task"].unique(maintain_order=True)
@@ -118,6 +120,7 @@ def read(
     rows = rows.filter(pl.col("task").is_in([*tasks, AVERAGE]))
     rows, more = _with_known_teachers(rows)
     _refuse_repeated(rows)
+    _refuse_other_baselines(rows)
     rows, averaged = _with_averages(rows, tasks)
     _refuse_students_without_baseline(rows, baseline)
     groups = rows.partition_by("role", as_dict=True)
@@ -174,10 +177,17 @@ def _percent(rows: pl.DataFrame, scale: str) -> pl.DataFrame:
             expected=f"{scale}, 0 to {top:g}",
             fix="pass study.scale=percent, which reads 0 to 100" if scale == "fraction" else "correct it",
         )
-    if scale == "percent" and rows.height and float(rows["score"].max()) <= 1:  # type: ignore[arg-type]
-        fix = "are these fractions? Then pass study.scale=fraction"
-        raise InputError("no score is above 1", where=rows["where"][0], expected="percent", fix=fix)
     return rows.with_columns(score=pl.col("score") * (100.0 / top))
+
+
+def _refuse_fractions(table: pl.DataFrame, scale: str, baseline: str) -> None:
+    """Refuse a table, or the baselines of one, without a score above 1 where percent are expected."""
+    alone = table.filter(pl.col("method").str.to_lowercase() == baseline.lower())
+    for part, what in ((table, "score"), (alone, f"score of {baseline}")):
+        known = part.filter(pl.col("score").is_not_null())
+        if scale == "percent" and known.height and (known["score"] <= 1).all():
+            fix = "are these fractions? Then pass study.scale=fraction, every table being of fractions"
+            raise InputError(f"no {what} is above 1", where=known["where"][0], expected="percent", fix=fix)
 
 
 def _with_roles(rows: pl.DataFrame, baseline: str) -> pl.DataFrame:
@@ -246,6 +256,22 @@ def _refuse_repeated(rows: pl.DataFrame) -> None:
     raise InputError(f"the score of {what} stands twice", where=places, expected="one score a cell", fix=fix)
 
 
+def _refuse_other_baselines(rows: pl.DataFrame) -> None:
+    """A baseline has one score a seed: it has no temperature by which one of several could be chosen."""
+    key = ["student", "seed", "task"]
+    several = rows.filter(pl.col("role") == "baseline").filter(pl.col("score").n_unique().over(key) > 1)
+    if several.is_empty():
+        return
+    first = several.row(0, named=True)
+    same = several.filter(pl.all_horizontal(pl.col(name) == first[name] for name in key))
+    raise InputError(
+        f"{same['score'].n_unique()} scores of the baseline of {first['student']} on {first['task']}",
+        where=" and ".join(f"{row['where']}, row {row['row']}" for row in same.head(2).iter_rows(named=True)),
+        expected="one for each seed: a baseline has no teacher's temperature",
+        fix="keep one, or add a column of seeds",
+    )
+
+
 def _with_averages(rows: pl.DataFrame, tasks: Sequence[str]) -> tuple[pl.DataFrame, list[str]]:
     """Add the plain mean over tasks where it is not given; say where a given one is another number."""
     if len(tasks) < 2:
@@ -306,6 +332,7 @@ def _pairs(parts: Sequence[tuple[Kind, pl.DataFrame]], kind: Kind, scale: str, b
         return pl.DataFrame(schema=empty)
     rows, _ = _without_gaps(tables[0])
     if kind == "agreement":
+        _refuse_fractions(rows, scale, baseline)
         rows = _percent(rows, scale)
     told = (
         pl.when(pl.col("method").str.to_lowercase() == baseline.lower()).then(pl.lit(SFT)).otherwise(pl.col("method"))

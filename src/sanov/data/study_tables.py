@@ -229,8 +229,13 @@ def _number(places: dict[str, str], part: str) -> pl.Expr:
 
 
 def _whole(places: dict[str, str]) -> pl.Expr:
-    """Return the seed as text: it is a name, and need be no number."""
-    return pl.lit("") if "seed" not in places else pl.col(places["seed"]).cast(pl.String).fill_null("")
+    """Return the seed as text: it is a name, and need be no number; 0, 0.0 and '0' are one."""
+    if "seed" not in places:
+        return pl.lit("")
+    text = pl.col(places["seed"]).cast(pl.String).str.strip_chars().fill_null("")
+    number = text.cast(pl.Float64, strict=False)
+    whole = number.cast(pl.Int64, strict=False)
+    return pl.when(number == whole).then(whole.cast(pl.String)).otherwise(text)
 
 
 def _with_methods(rows: pl.DataFrame) -> pl.DataFrame:
