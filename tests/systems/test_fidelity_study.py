@@ -188,6 +188,9 @@ def test_scores_below_chance_of_ones_own_tasks():
     count = below.filter(pl.col("score") < pl.col("c") - 2).height
     assert f"{count} of 12 scores of RKD" in note
     assert "without RKD" in found.to_frame("Gain by rule")["rule"].to_list()[-1]
+    assert found.sentence.endswith(" without RKD")
+    assert " at without" not in found.sentence
+    assert "at ," not in found.sentence
     quiet = answer(table)
     assert not any("below chance" in note for note in quiet.notes)
 
@@ -221,6 +224,30 @@ def test_mixed_temperatures_without_a_rule_are_refused():
         answer(lacking)
     answer(lacking, selection="best")
     answer(lacking, temperature=2.0)
+
+
+def test_a_cell_with_and_without_temperature_is_refused():
+    table = with_temperatures(long_table(), [1.0, 2.0])
+    taught = pl.col("teacher") != "-"
+    mixed = table.with_columns(
+        temperature=pl.when(taught & (pl.col("temperature") == 2.0)).then(None).otherwise(pl.col("temperature"))
+    )
+    with pytest.raises(InputError, match="both with a temperature and without one"):
+        answer(mixed)
+    assert select(study.read([mixed], config()), "best").gain == pytest.approx(2.0)
+
+
+def test_scores_without_a_baseline_of_their_seed_are_counted():
+    seed = pl.when(pl.col("teacher") == "-").then(pl.lit("0")).otherwise(pl.lit("7"))
+    found = answer(long_table().with_columns(seed=seed))
+    assert any("24 of 24 scores have no baseline of their seed" in note for note in found.notes)
+
+
+def test_losses_are_no_gains():
+    noise = np.random.default_rng(1)
+    found = answer(long_table(lambda *_: -4.0 + float(noise.normal(0, 0.5))), alternative="two-sided")
+    assert found.lines["tasks"].startswith("0 of 2 gain, 2 lose beyond chance")
+    assert "(rows as independent)" in found.lines["tasks"]
 
 
 def test_a_study_is_told_by_its_columns():

@@ -124,8 +124,10 @@ def select(data: StudyData, selection: Selection, temperature: float = 1.0) -> R
     InputError
         A student has no row at the fixed temperature; the message lists the temperatures.
     """
-    scores, notes = data.scores, []
+    scores, notes = data.scores, _without_own_seed(data)
     known = temperatures(data)
+    if selection == "fixed":
+        _refuse_partly_named(scores)
     if selection == "fixed" and len(known) == 1:
         label = f"temperature {known[0]:g}, the only one"
     elif selection == "fixed" and known:
@@ -137,10 +139,31 @@ def select(data: StudyData, selection: Selection, temperature: float = 1.0) -> R
         label = "" if not known else "the best temperature of each" if selection == "best" else "all temperatures"
     gains = _gains(scores, data.baselines)
     cell = [*CELL, "temperature"] if selection == "all" and len(known) > 1 else list(CELL)
-    best = gains.group_by([*cell, "task"], maintain_order=True).agg(
-        pl.col("score", "gain").max(), pl.col("baseline").first()
-    )
+    highest = pl.col("score").arg_max()  # of one row a cell but for selection=best
+    best = gains.group_by([*cell, "task"], maintain_order=True).agg(pl.col("score", "baseline", "gain").get(highest))
     return _arrays(data, best, cell, label, notes)
+
+
+def _refuse_partly_named(scores: pl.DataFrame) -> None:
+    """Refuse a student with scores of one task both at a temperature and at none: no rule chooses between them."""
+    empty = pl.col("temperature").is_null()
+    both = scores.filter((empty.any() & (~empty).any()).over([*CELL, "task"]))
+    if both.height:
+        teacher, student, method = both.select(CELL).row(0)
+        raise InputError(
+            f"{teacher} -> {student} by {method} has scores both with a temperature and without one",
+            where="study.selection",
+            expected="a temperature in every row of a student, or in none",
+            fix="fill in the temperatures, or pass study.selection=best or study.selection=all",
+        )
+
+
+def _without_own_seed(data: StudyData) -> list[str]:
+    """Say how many scores are set against the mean of their baseline, as it has none of their seed."""
+    base = data.baselines.select("seed", "task", student="model").unique()
+    lost = data.scores.join(base, on=["student", "seed", "task"], how="anti").filter(pl.col("task") != AVERAGE).height
+    text = "scores have no baseline of their seed, and are set against its mean over seeds"
+    return [f"{lost} of {data.scores.filter(pl.col('task') != AVERAGE).height} {text}"] if lost else []
 
 
 def _at(scores: pl.DataFrame, temperature: float, known: Sequence[float]) -> pl.DataFrame:

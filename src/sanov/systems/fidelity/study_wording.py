@@ -45,7 +45,7 @@ def _what(found: Findings) -> str:
 
 
 def _at(label: str) -> str:
-    return f" at {label}" if label else ""
+    return f" {label}" if label.startswith("without ") else f" at {label}" if label else ""
 
 
 def _basis(found: Findings) -> str:
@@ -89,9 +89,12 @@ def _tasks_line(found: Findings) -> str:
         return ""
     column = "p adjusted"
     table = found.tasks.filter(pl.col("task") != AVERAGE)
-    clear = table.filter(pl.col(column) <= 1 - found.settings.confidence)["task"].to_list()
-    rest = [name for name in table["task"] if name not in clear]
-    told = f"{len(clear)} of {table.height} gain beyond chance{_corrected(found.settings)}"
+    beyond = table.filter(pl.col(column) <= 1 - found.settings.confidence)
+    clear = beyond.filter(pl.col("mean gain") > 0)["task"].to_list()
+    lost = beyond.filter(pl.col("mean gain") < 0)["task"].to_list()
+    rest = [name for name in table["task"] if name not in (*clear, *lost)]
+    losing = f", {len(lost)} lose" if lost else ""
+    told = f"{len(clear)} of {table.height} gain{losing} beyond chance{_corrected(found.settings)} (rows as independent)"
     return (
         f"{told}; not {', '.join(rest[:TASKS_TOLD])}{' ...' if rest[TASKS_TOLD:] else ''}" if rest and clear else told
     )
