@@ -261,7 +261,9 @@ def long(rows, *more):
 
 
 def test_a_seed_is_one_however_it_is_written():
-    own = long([("-", "s-1B", "SFT", 50.0, "0"), ("-", "s-1B", "SFT", 60.0, "1"), ("-", "t-9B", "SFT", 80.0, "0")], "seed")
+    own = long(
+        [("-", "s-1B", "SFT", 50.0, "0"), ("-", "s-1B", "SFT", 60.0, "1"), ("-", "t-9B", "SFT", 80.0, "0")], "seed"
+    )
     taught = long([("t-9B", "s-1B", "KD", 55.0, 0.0), ("t-9B", "s-1B", "KD", 66.0, 1.0)], "seed")
     data = studies.read([own, taught])
     assert set(data.scores["seed"]) == set(data.baselines.filter(pl.col("model") == "s-1B")["seed"])
@@ -270,7 +272,7 @@ def test_a_seed_is_one_however_it_is_written():
 def test_baselines_of_several_temperatures_are_refused():
     rows = [("-", "s-1B", "SFT", 50.0, 1.0), ("-", "s-1B", "SFT", 60.0, 2.0), ("-", "t-9B", "SFT", 80.0, 1.0),
             ("t-9B", "s-1B", "KD", 55.0, 1.0)]  # fmt: skip
-    with pytest.raises(InputError, match="row 1 and .*row 2: 2 scores of the baseline of s-1B on a"):
+    with pytest.raises(InputError, match=r"row 1 and .*row 2: 2 scores of the baseline of s-1B on a"):
         studies.read([long(rows, "temperature")])
 
 

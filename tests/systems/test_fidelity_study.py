@@ -47,7 +47,7 @@ def test_math_gains_at_one_temperature(math):
     assert math.values["verdict"] == "BEATS"
     assert math.values["p_sign_flip_pairs"] == 2 / 2048
     assert math.lines["size"].startswith("smaller students gain more: rho -0.57")
-    assert math.lines["teacher"].startswith("the teacher's score does not predict the gain")
+    assert math.lines["teacher"].startswith("no clear relation (interval too wide to say)")
     assert not any("cannot be of" in note for note in math.notes)
 
 
@@ -241,6 +241,16 @@ def test_scores_without_a_baseline_of_their_seed_are_counted():
     seed = pl.when(pl.col("teacher") == "-").then(pl.lit("0")).otherwise(pl.lit("7"))
     found = answer(long_table().with_columns(seed=seed))
     assert any("24 of 24 scores have no baseline of their seed" in note for note in found.notes)
+
+
+def test_a_wide_interval_speaks_for_nothing():
+    noise = np.random.default_rng(1)
+    found = answer(long_table(lambda *_: float(noise.normal(0, 2))))
+    row = found.values
+    assert row["rho_h2_low"] < 0 < row["rho_h2_high"]
+    assert row["rho_h2_high"] - row["rho_h2_low"] >= 0.6
+    assert found.lines["teacher"].startswith("no clear relation (interval too wide to say)")
+    assert "approximate p" in found.lines["own score"]
 
 
 def test_losses_are_no_gains():

@@ -204,5 +204,7 @@ def _other_sides(
             sides.append(_side(chosen, chosen.label, settings))
     kept = np.all([~rows.of_method(name) for name in fallen], axis=0) if fallen else np.zeros(len(rows), dtype=bool)
     if kept.any():
-        sides.append(_side(rows.take(kept), f"{f'{rows.label}, ' if rows.label else ''}without {' and '.join(fallen)}", settings))
+        sides.append(
+            _side(rows.take(kept), f"{f'{rows.label}, ' if rows.label else ''}without {' and '.join(fallen)}", settings)
+        )
     return sides

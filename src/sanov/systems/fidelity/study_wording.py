@@ -15,6 +15,7 @@ __all__ = ["few_clusters", "lines", "notes", "sentence", "verdict"]
 VERDICTS = {1: "BEATS", 0: "INCONCLUSIVE", -1: "WORSE", None: "no verdict"}
 FITS = 0.9  # share of cells in their bounds below which a table is not of the students that it is set against
 TASKS_TOLD = 4
+WIDE = 0.6  # of an interval of rho, from which one around 0 does not speak for no relation either
 
 
 def verdict(side: Side) -> str:
@@ -94,7 +95,9 @@ def _tasks_line(found: Findings) -> str:
     lost = beyond.filter(pl.col("mean gain") < 0)["task"].to_list()
     rest = [name for name in table["task"] if name not in (*clear, *lost)]
     losing = f", {len(lost)} lose" if lost else ""
-    told = f"{len(clear)} of {table.height} gain{losing} beyond chance{_corrected(found.settings)} (rows as independent)"
+    told = (
+        f"{len(clear)} of {table.height} gain{losing} beyond chance{_corrected(found.settings)} (rows as independent)"
+    )
     return (
         f"{told}; not {', '.join(rest[:TASKS_TOLD])}{' ...' if rest[TASKS_TOLD:] else ''}" if rest and clear else told
     )
@@ -125,6 +128,8 @@ def _correlation_line(found: Findings, hypothesis: str) -> str:
         "H5": ("more alike, less gain", "more alike, more gain", "similar texts do not predict the gain"),
     }[hypothesis]
     said = told[0] if row["high"] < 0 else told[1] if row["low"] > 0 else told[2]
+    if row["low"] <= 0 <= row["high"] and row["high"] - row["low"] >= WIDE:
+        said = "no clear relation (interval too wide to say)"
     return f"{said}: rho {row['rho']:.2f} [{row['low']:.2f}, {row['high']:.2f}]"
 
 
@@ -140,8 +145,8 @@ def _own_score_line(found: Findings) -> str:
     if shared.rho != shared.rho:
         return ""
     return (
-        f"gain and the student's own score, which it holds with a minus: rho {shared.rho:.2f}, {shared.null:.2f} where the "
-        f"gain depends on nothing (p = {_p(shared.p_value)})"
+        f"gain and the student's own score, which it holds with a minus: rho {shared.rho:.2f}, {shared.null:.2f} over "
+        f"swaps of the two scores (approximate p = {_p(shared.p_value)})"
     )
 
 
