@@ -209,8 +209,9 @@ def shared_term(rows: Rows, column: int, settings: Settings) -> Swaps:
 
     The gain is S - B and holds the baseline B with a minus sign, so that noise in B alone makes the correlation with B
     negative. If distillation adds the same to every student, S minus the mean gain and B are two measurements of one
-    quantity, and a cluster in which the two are swapped is as likely as the one observed. All swaps of clusters (random
-    ones where there are many) give the distribution of the correlation, shared term included.
+    quantity, and all swaps of the two, a cluster at a time (random ones where there are many), give about the distribution of
+    the correlation, shared term included. About: several S of one student share its B, so that swapped data are not quite as
+    likely as those observed.
 
     Parameters
     ----------
