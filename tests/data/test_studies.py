@@ -208,7 +208,9 @@ def test_two_studies_at_once_are_refused(write):
 
 
 def test_two_tables_of_agreement_are_refused(write):
-    with pytest.raises(InputError, match=r"em1.csv and .*em2.csv: two tables of agreement.*study.similarity=FILE"):
+    with pytest.raises(
+        InputError, match=r"em1.csv and .*em2.csv: two tables of agreement.*name one by study.agreement=FILE"
+    ):
         studies.read([write(WIDE), write(PAIRS, "em1.csv"), write(PAIRS, "em2.csv")])
 
 
@@ -283,3 +285,39 @@ def test_fractions_of_one_table_or_of_baselines_are_refused():
         studies.read([long(own), long(taught)])
     with pytest.raises(InputError, match="no score of SFT is above 1"):
         studies.read([long(own + taught)])
+
+
+# -- tables of pairs that do not fit ----------------------------------------------------------------------------------
+
+
+def test_a_table_of_pairs_names_its_teachers_as_scores_do(write):
+    other = PAIRS.replace("m-7B,m-1B,m-7B ->", "m-7B_ckpt9,m-1B,m-7B ->")
+    data = studies.read([write(WIDE), write(other, "em1.csv")])
+    assert set(data.agreement["teacher"]) == {"m-7B"}
+    assert not any("has no agreement" in note for note in data.notes)
+
+
+def test_what_a_table_of_pairs_does_not_have_is_told(write):
+    renamed = write(PAIRS.replace("boolq,gsm8k", "boolq,GSM"), "em1.csv")
+    assert any("has no agreement on 'gsm8k'" in note for note in studies.read([write(WIDE), renamed]).notes)
+    strangers = write(PAIRS.replace("m-1B", "n-1B"), "em2.csv")
+    notes = studies.read([write(WIDE), strangers]).notes
+    assert any("no agreement of 1 of 1 pairs (the first: m-7B -> m-1B)" in note for note in notes)
+
+
+def test_agreement_that_stands_twice_is_refused(write):
+    twice = PAIRS + "m-7B,m-1B,m-7B -> m-1B,KD,10,20\n"
+    with pytest.raises(
+        InputError, match=r"agreement of m-7B -> m-1B, KD, on 'boolq' stands twice; expected one row each"
+    ):
+        studies.read([write(WIDE), write(twice, "em1.csv")])
+
+
+def test_a_table_of_scores_without_pairs_is_no_agreement(write):
+    """Methods KD and SFT alone do not make a table one of agreement: it has a column `Pair`."""
+    scores = """Teacher,Student,Method,gsm8k,boolq
+m-7B,m-1B,KD,45,62
+"""
+    data = studies.read([write(WIDE), write(scores, "more.csv")])
+    assert data.agreement.is_empty()
+    assert "KD" in set(data.scores["method"])

@@ -73,6 +73,9 @@ class StudyData:
     source: Any = None
 
 
+PAIRED: tuple[Kind, ...] = ("agreement", "similarity")
+
+
 def read(
     sources: Sequence[Any],
     columns: Columns | None = None,
@@ -126,7 +129,10 @@ def read(
     groups = rows.partition_by("role", as_dict=True)
     empty = rows.clear()
     group = {role: groups.get((role,), empty) for role in ("distilled", "baseline", "untuned", "unaware")}
-    pairs = {kind: _pairs(parts, kind, scale, baseline) for kind in ("agreement", "similarity")}
+    pairs = {}
+    for kind in PAIRED:
+        pairs[kind], unmatched = _pairs(parts, kind, scale, baseline, group["distilled"])
+        notes += unmatched
     return StudyData(
         scores=group["distilled"].select(*KEY, "score"),
         baselines=group["baseline"]
@@ -321,15 +327,18 @@ def _left_out(group: Mapping[str, pl.DataFrame]) -> list[str]:
 # -- pairs ------------------------------------------------------------------------------------------------------------
 
 
-def _pairs(parts: Sequence[tuple[Kind, pl.DataFrame]], kind: Kind, scale: str, baseline: str) -> pl.DataFrame:
+def _pairs(
+    parts: Sequence[tuple[Kind, pl.DataFrame]], kind: Kind, scale: str, baseline: str, compared: pl.DataFrame
+) -> tuple[pl.DataFrame, list[str]]:
+    """Return a table of pairs, its teachers named as in the scores, and what of the study it does not have."""
     tables = [rows for found, rows in parts if found == kind]
     if len(tables) > 1:
         names = " and ".join(table["where"][0] for table in tables[:2])
-        fix = "leave one out, or say by study.agreement=FILE and study.similarity=FILE what each is"
+        fix = f"leave one out, or leave both out of the data and name one by study.{kind}=FILE"
         raise InputError(f"two tables of {kind}", where=names, expected="one", fix=fix)
     empty = {"teacher": pl.String, "student": pl.String, "kind": pl.String, "task": pl.String, "value": pl.Float64}
     if not tables:
-        return pl.DataFrame(schema=empty)
+        return pl.DataFrame(schema=empty), []
     rows, _ = _without_gaps(tables[0])
     if kind == "agreement":
         _refuse_fractions(rows, scale, baseline)
@@ -337,4 +346,27 @@ def _pairs(parts: Sequence[tuple[Kind, pl.DataFrame]], kind: Kind, scale: str, b
     told = (
         pl.when(pl.col("method").str.to_lowercase() == baseline.lower()).then(pl.lit(SFT)).otherwise(pl.col("method"))
     )
-    return rows.select("teacher", "student", told.alias("kind"), "task", value="score")
+    known = set(compared["teacher"])
+    cut = {name: name.split("_")[0] for name in rows["teacher"].unique() if name not in known}
+    rows = rows.with_columns(told.alias("kind"), teacher=pl.col("teacher").replace(cut))
+    key = ("teacher", "student", "kind", "task")
+    for bad in rows.filter(pl.struct(key).is_duplicated()).head(1).iter_rows(named=True):
+        found = f"{kind} of {bad['teacher']} -> {bad['student']}, {bad['kind']}, on {bad['task']!r} stands twice"
+        raise InputError(found, where=f"{bad['where']}, row {bad['row']}", expected="one row each")
+    return rows.select(*key, value="score"), _unmatched(rows, kind, compared)
+
+
+def _unmatched(rows: pl.DataFrame, kind: Kind, compared: pl.DataFrame) -> list[str]:
+    """Say which pairs and tasks of the scores a table of pairs does not have."""
+    name, pair = rows["where"][0], ("teacher", "student")
+    pairs = compared.select(pair).unique(maintain_order=True)
+    lost = pairs.join(rows.select(pair).unique(), on=list(pair), how="anti")
+    tasks = [task for task in compared["task"].unique(maintain_order=True) if task != AVERAGE]
+    absent = [task for task in tasks if task not in set(rows["task"])]
+    told = []
+    if lost.height:
+        first = " -> ".join(lost.row(0))
+        told.append(f"{name} has no {kind} of {lost.height} of {pairs.height} pairs (the first: {first})")
+    if absent:
+        told.append(f"{name} has no {kind} on {', '.join(map(repr, absent))}: what is averaged over tasks is left out")
+    return told

@@ -98,7 +98,7 @@ def kind_of(source: Source, baseline: str) -> Kind:
     methods = {str(method).lower() for method in source.frame[places["method"]].drop_nulls()}
     teachers = source.frame[places["teacher"]].fill_null("").str.to_lowercase()
     pairs = "kd" in methods and methods <= {"kd", "sft", baseline.lower()} and not teachers.is_in(NOTHING).any()
-    if not pairs:
+    if not pairs or "pair" not in {name.lower() for name in source.frame.columns}:
         return "wide"
     return "similarity" if SIMILARITY.search(source.name) else "agreement"
 
