@@ -220,3 +220,14 @@ def test_several_sources_that_do_not_fit(tmp_path):
         names = Columns(embeddings="h_") if "h_" in message else None
         with pytest.raises(InputError, match=f"(?s){message}"):
             read(sources, names)
+
+
+@pytest.mark.parametrize("shape", [(4, 1), (4,)])
+def test_a_head_of_one_output_is_that_of_two_classes(shape):
+    """A sigmoid of z is the softmax of 0 and z."""
+    rng = np.random.default_rng(0)
+    weight, embeddings = rng.standard_normal(4), rng.standard_normal((6, 4))
+    arrays = {"inputs": embeddings, "embeddings": embeddings, "labels": np.arange(6) % 2}
+    table = read([{**arrays, "head_weight": weight.reshape(shape), "head_bias": np.array([0.5])}])
+    np.testing.assert_allclose(table.logits, np.stack([np.zeros(6), embeddings @ weight + 0.5], axis=1))
+    assert table.classes == ("0", "1")

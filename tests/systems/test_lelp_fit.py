@@ -159,7 +159,7 @@ def test_a_teacher_without_logits_is_refused_before_its_student_learns_zeros():
     from sanov.learning import subclasses
 
     bare = table(embeddings=None, head=None, logits=None)
-    with pytest.raises(InputError, match="there are no teacher logits"):
+    with pytest.raises(InputError, match="neither head nor logits"):
         subclasses.fit(bare, lambda rows: rows, subclasses=1, teacher=given, embeddings=True)
 
 
@@ -256,3 +256,19 @@ def test_from_the_command_line(tmp_path, monkeypatch):
     assert done.exit_code == 0, done.output
     found = json.loads(done.stdout)
     assert found["values"]["accuracy"] > 0.9
+
+
+def test_a_teacher_whose_head_is_turned_is_warned_of():
+    data = table()
+    flipped = Head(-data.head.weight, data.head.bias)
+    wrong = table(head=flipped, logits=flipped.logits(data.embeddings))
+    with pytest.warns(SanovWarning, match="right on 0% of 240 labelled rows, far below chance"):
+        fitted = lelp.fit(wrong, config())
+    assert fitted.results["teacher_accuracy"] == 0
+    assert "teacher accuracy" in fitted.summary()
+    assert lelp.fit(data, config()).results["teacher_accuracy"] == 1
+
+
+def test_embeddings_without_a_head_are_told_so():
+    with pytest.raises(InputError, match=r"embeddings, and neither head nor logits.*head_weight"):
+        lelp.fit(table(head=None, logits=None), config())

@@ -150,9 +150,12 @@ def _head(found: Mapping[str, np.ndarray], name: str) -> Head | None:
     if len(given) == 1:
         fix = "give both; a head without bias has one of zeros"
         raise InputError(f"there is an array {given[0]!r} without the other half of the head", where=name, fix=fix)
-    bias = _flat(found["head_bias"], "head_bias", name)
+    bias, weight = np.atleast_1d(found["head_bias"]), found["head_weight"]
+    weight = weight[:, None] if weight.ndim == 1 and bias.shape == (1,) else weight
+    bias = _flat(bias, "head_bias", name)
     try:
-        return Head(_matrix(found["head_weight"], "head_weight", name), _matrix(bias[None], "head_bias", name)[0])
+        head = Head(_matrix(weight, "head_weight", name), _matrix(bias[None], "head_bias", name)[0])
+        return head.of_two_classes() if len(head.bias) == 1 else head
     except InputError as error:
         if error.where == "the teacher's head":
             error = InputError(error.found, where=name, expected=error.expected, fix=error.fix)

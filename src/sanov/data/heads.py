@@ -55,6 +55,11 @@ class Head:
         """Return the head of some classes, in the order asked for."""
         return Head(self.weight[:, classes], self.bias[list(classes)])
 
+    def of_two_classes(self) -> Head:
+        """Return the head of one output z as that of two classes, whose logits are 0 and z."""
+        zeros = np.zeros_like(self.weight)
+        return Head(np.concatenate([zeros, self.weight], axis=1), np.concatenate([np.zeros(1), self.bias]))
+
     def check_width(self, width: int, name: str) -> None:
         """Refuse embeddings that the head cannot read.
 

@@ -33,6 +33,7 @@ from sanov.precision import widen
 
 __all__ = ["Component", "Rows", "Validation", "divided", "fit", "held_out_rows", "label_loss", "teacher_loss"]
 
+FAR_BELOW = 4.0  # standard errors
 SAMPLE = 2048  # training rows on which the untrained student is looked at
 RUN = "run.json"  # what the run in a folder is
 CHECKPOINTS = "checkpoints"  # folder inside that of the fitted student
@@ -137,7 +138,7 @@ def fit(
     readout = replace(readout, hints=rows.extras[hint].shape[1]) if hint else readout
     model = build(encoder, student, readout.outputs, seed=seed)
     feed = _Feed(rows, encoder, active, training, seed=seed, drop_last=choice.drop_last)
-    found: dict[str, Any] = {"rows": len(rows), "labelled_rows": rows.n_labelled, "seed": seed}
+    found: dict[str, Any] = {"rows": len(rows), "labelled_rows": rows.n_labelled, "seed": seed, **_teacher_of(rows)}
     if before is not None:
         found |= before(*feed.sample(model))
     if folder is not None and main:
@@ -278,6 +279,9 @@ def _check(table: DistilTable, active: Sequence[Component], teacher: Teacher = "
         raise InputError("there are no labels, and only labels were to be learned", where=table.name)
     asked = not isinstance(teacher, str) or bool(teacher)
     if table.logits is None and not asked and any(component.counts == "rows" for component in active):
+        if table.embeddings is not None and table.head is None:
+            fix = "add `head_weight` and `head_bias`, the teacher's last layer, or logits"
+            raise InputError("there are embeddings, and neither head nor logits", where=table.name, fix=fix)
         fix = "add the array `logits` (.npz) or columns logit_CLASS (a table), a second file of logits by row id, or "
         fix += "teacher=DIR for a Hugging Face classifier"
         raise InputError("there are no teacher logits", where=table.name, fix=fix)
@@ -286,6 +290,19 @@ def _check(table: DistilTable, active: Sequence[Component], teacher: Teacher = "
         name = table.classes[present.pop()]
         fix = "leave out the column of labels to learn from the teacher alone"
         raise InputError(f"all labels are of one class ({name!r})", where=table.name, expected="at least two", fix=fix)
+
+
+def _teacher_of(rows: DistilTable) -> dict[str, float]:
+    """How often the teacher is right on labelled training rows; a warning where that is far below chance."""
+    if rows.logits is None or rows.labels is None or not rows.n_labelled:
+        return {}
+    kept = rows.labels >= 0
+    accuracy = float((rows.logits[kept].argmax(axis=1) == rows.labels[kept]).mean())
+    chance = 1 / len(rows.classes)
+    if accuracy < chance - FAR_BELOW * (chance * (1 - chance) / int(kept.sum())) ** 0.5:
+        text = f"the teacher is right on {accuracy:.0%} of {kept.sum()} labelled rows, far below chance: are its classes in"
+        warnings.warn(f"{text} another order, or its head turned or of another sign?", SanovWarning, stacklevel=4)
+    return {"teacher_accuracy": accuracy}
 
 
 def _check_whole(active: Sequence[Component], training: Training) -> None:

@@ -298,6 +298,8 @@ class Fitted:
             encoder = Encoder(tuple(tree["features"]), mean, scale, student.buckets, student.ngrams)
             classes = tuple(tree["classes"])
             readout = Readout(**tree["readout"])
+            if readout.classes != len(classes):
+                raise ValueError(f"names of {len(classes)} classes for {readout.classes}")
             model = build(encoder, student, readout.outputs, seed=0)
             model.load_state_dict(load_tensors(_read_weights(folder, tree["weights"])))
         except (KeyError, ValueError, RuntimeError, SafetensorError) as error:
