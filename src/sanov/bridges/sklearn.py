@@ -252,7 +252,9 @@ class LelpClassifier(Distilled):
         return fitted
 
     def subclass_proba(self, X: Any) -> Float64[np.ndarray, "rows classes subclasses"]:
-        """Return the student's probabilities of all subclasses, which sum to 1 over classes and subclasses.
+        """Return the student's probabilities of all subclasses, at the temperature of its softmax in training.
+
+        They sum to 1 over classes and subclasses; `predict_proba` is at temperature 1.
 
         Parameters
         ----------
