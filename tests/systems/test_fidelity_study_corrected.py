@@ -198,8 +198,8 @@ def test_agreement_of_independent_errors():
 def test_excess_on_average_is_that_of_the_tasks():
     table = long_table()
     teachers, students = ["teacher-9B", "teacher-14B"], ["student-1B", "student-3B", "student-7B"]
-    pairs = pl.DataFrame([(t, s, "KD", 70.0, 75.0) for t in teachers for s in students],
-                         schema=["teacher", "student", "method", "maths", "facts"], orient="row")  # fmt: skip
+    pairs = pl.DataFrame([(t, s, f"{t} -> {s}", "KD", 70.0, 75.0) for t in teachers for s in students],
+                         schema=["teacher", "student", "pair", "method", "maths", "facts"], orient="row")  # fmt: skip
     rows = select(studies.read([table, pairs]), "fixed")
     found = excess_agreement(rows, {"maths": 50.0})
     assert found[:, -1] == pytest.approx(found[:, :-1].mean(axis=1))
