@@ -126,8 +126,8 @@ class Step:
 
     def __init__(self, rows: int, subclasses: int):
         generator = torch.Generator().manual_seed(0)
-        readout = Readout(CLASSES, subclasses)
-        self.terms = components(readout, temperature=4.0)[1 : 2 + (subclasses > 1)]
+        readout = Readout(CLASSES, subclasses, temperature=4.0)
+        self.terms = components(readout)[1 : 2 + (subclasses > 1)]
         self.inputs = torch.randn(rows, 64, generator=generator)
         divided = torch.log_softmax(torch.randn(rows, CLASSES, subclasses, generator=generator), dim=-1)
         labels = torch.zeros(rows, dtype=torch.int64)

@@ -406,7 +406,14 @@ def test_any_classifier_teaches_sinkd():
 def test_a_teacher_of_named_columns_gets_the_frame():
     frame = pd.DataFrame(BLOBS[0], columns=NAMES)
     teacher = LogisticRegression().fit(frame, BLOBS[1])
-    SinkdClassifier(teacher, **QUICK).fit(frame, BLOBS[1])  # scikit-learn would warn if the names were lost
+    seen = []
+    asked = teacher.decision_function, teacher.predict_log_proba, teacher.predict_proba
+    for call in asked:
+        setattr(teacher, call.__name__, lambda X, call=call: (seen.append(list(getattr(X, "columns", ()))), call(X))[1])
+    student = SinkdClassifier(teacher, **QUICK).fit(frame, BLOBS[1])  # scikit-learn would warn if the names were lost
+    assert seen
+    assert all(columns == NAMES for columns in seen)
+    assert list(student.feature_names_in_) == NAMES
 
 
 # -- mistakes ---------------------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.frozen import FrozenEstimator
 from sklearn.linear_model import LogisticRegression, SGDClassifier
 from sklearn.metrics import log_loss
+from sklearn.model_selection import StratifiedKFold
 from sklearn.neighbors import KNeighborsClassifier
 from sklearn.neural_network import MLPClassifier
 from sklearn.pipeline import make_pipeline
@@ -118,7 +119,10 @@ def test_what_is_fitted():
 def test_the_default_teacher_has_no_more_features_than_rows(rows):
     """Of the smallest part that a copy is fitted to; scikit-learn would warn otherwise."""
     inputs, labels = rng.standard_normal((rows, 3)), np.arange(rows) % 3
-    taught(default_teacher(labels, 3, seed=0), inputs, labels, seed=0)
+    teacher = default_teacher(labels, 3, seed=0)
+    fewest = min(len(part) for part, _ in StratifiedKFold(min(5, np.bincount(labels).min())).split(inputs, labels))
+    assert teacher[:-1].get_params()["nystroem__n_components"] <= fewest
+    taught(teacher, inputs, labels, seed=0)
 
 
 def test_the_default_teacher_sees_what_is_not_linear():

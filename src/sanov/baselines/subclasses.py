@@ -272,25 +272,9 @@ def divide(table: DistilTable, config: Config, *, seed: int) -> DistilTable:
     if config.partition == "retrained":
         logits, division = retrained_division(table, config, seed=seed)
         return subclasses.divided(replace(table, logits=logits), division)
-    if table.embeddings is None:
-        raise InputError(
-            "there are no teacher embeddings", where=table.name, fix="add them, or choose another partition"
-        )
-    if config.null_space and table.head is None:
-        fix = "add the arrays `head_weight` and `head_bias`, or set null_space=false"
-        raise InputError("the teacher's head is not known, and null_space needs it", where=table.name, fix=fix)
-    head = table.head.weight if config.null_space and table.head is not None else None
-    division = kmeans_division(table.embeddings, _members(table), classes, size, head=head, seed=seed)
-    return subclasses.divided(table, division)
-
-
-def _members(table: DistilTable) -> np.ndarray:
-    labels = np.full(len(table), -1) if table.labels is None else table.labels
-    if (labels >= 0).all():
-        return labels
-    if table.logits is None:
-        raise InputError("there are neither labels nor teacher logits", where=table.name)
-    return np.where(labels >= 0, labels, table.logits.argmax(axis=1))
+    embeddings, members = subclasses.embeddings_of(table), subclasses.class_of_rows(table)
+    head = subclasses.head_of(table) if config.null_space else None
+    return subclasses.divided(table, kmeans_division(embeddings, members, classes, size, head=head, seed=seed))
 
 
 def _known(table: DistilTable) -> np.ndarray:
@@ -349,7 +333,7 @@ def fit(
     size, given = config.subclasses, config.partition == "given"
     if given:  # of all rows, before some are held out: the number of outputs must not depend on which
         data = teachers.with_teacher(data, config.teacher) if data.n_labelled < len(data) else data
-        division = given_division(_members(data), _known(data), len(data.classes))
+        division = given_division(subclasses.class_of_rows(data), _known(data), len(data.classes))
         data, size = subclasses.divided(data, division), division.shape[2]
     return subclasses.fit(
         data,

@@ -36,6 +36,7 @@ from sanov.claims import Cell, Claim, Context, Preset
 from sanov.experiments import fidelity_data as source
 from sanov.experiments import fidelity_published as published
 from sanov.experiments.fidelity_parts import METHODS, SETS, figures, parts
+from sanov.experiments.trials import draw
 
 if TYPE_CHECKING:
     from sanov.data.distillation import DistilTable
@@ -79,13 +80,9 @@ def _unavailable(cell: Cell) -> str | None:
     return source.unavailable(str(cell.key["data"]))
 
 
-def _draw(trial: int, trials: int) -> dict[str, float]:
-    """Return one point of a log-uniform Latin hypercube over `RANGES`, the same for every arm."""
-    generator = np.random.default_rng(0)
-    strata = np.array([generator.permutation(trials) for _ in RANGES])
-    places = (strata + generator.random(strata.shape)) / trials
-    found = {n: low * (high / low) ** p for (n, (low, high)), p in zip(RANGES.items(), places[:, trial], strict=True)}
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+def _draw(trial: int, trials: int) -> dict[str, Any]:
+    """Return what a trial tries, the same for every arm."""
+    return draw(trial, trials, RANGES)
 
 
 def _run(cell: Cell, context: Context, folder: Path) -> Mapping[str, Any]:

@@ -19,6 +19,7 @@ from sanov.claims import Cell, Claim, Context, Preset
 from sanov.data import text
 from sanov.experiments import lelp_data as source
 from sanov.experiments.lelp_parts import ARMS, CLASSES, IMAGES, ROTATIONS, VARIANTS, figures, parts, verdict
+from sanov.experiments.trials import draw
 
 if TYPE_CHECKING:
     from sanov.data.distillation import DistilTable
@@ -94,18 +95,9 @@ def _extensions(data: Sequence[str], seeds: Sequence[int]) -> Iterator[Cell]:
             yield Cell("compare", {"data": "mnist", "arm": arm, "seed": seed, "variant": f"{count} classes"})
 
 
-def _draw(trial: int, trials: int) -> dict[str, float]:
-    """Return one point of a Latin hypercube over `RANGES` (log-uniform) and `CHOICES`, the same for every arm."""
-    generator = np.random.default_rng(0)
-    strata = np.array([generator.permutation(trials) for _ in (*RANGES, *CHOICES)])
-    places = ((strata + generator.random(strata.shape)) / trials)[:, trial]
-    found = {
-        name: float(f"{low * (high / low) ** place:.4g}")
-        for (name, (low, high)), place in zip(RANGES.items(), places, strict=False)
-    }
-    for (name, values), place in zip(CHOICES.items(), places[len(RANGES) :], strict=True):
-        found[name] = values[int(place * len(values))]
-    return found
+def _draw(trial: int, trials: int) -> dict[str, Any]:
+    """Return what a trial tries, the same for every arm."""
+    return draw(trial, trials, RANGES, choices=CHOICES)
 
 
 def _run(cell: Cell, context: Context, folder: Path) -> Mapping[str, Any]:

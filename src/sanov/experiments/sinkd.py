@@ -19,6 +19,7 @@ import numpy as np
 from sanov.claims import Cell, Claim, Context, Preset
 from sanov.experiments import sinkd_data as source
 from sanov.experiments.sinkd_parts import figures, parts, verdict
+from sanov.experiments.trials import draw
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,15 +64,9 @@ def _cells(data: Sequence[str], tuned: Sequence[str], trials: int) -> Callable[[
     return cells
 
 
-def _draw(trial: int, trials: int) -> dict[str, float]:
-    """Return one point of a Latin hypercube over `RANGES`, the same for every arm; alpha is uniform, the rest log-uniform."""
-    generator = np.random.default_rng(0)
-    strata = np.array([generator.permutation(trials) for _ in RANGES])
-    places = (strata + generator.random(strata.shape)) / trials
-    found = {}
-    for (name, (low, high)), place in zip(RANGES.items(), places[:, trial], strict=True):
-        found[name] = low + (high - low) * place if name == "alpha" else low * (high / low) ** place
-    return {name: float(f"{value:.4g}") for name, value in found.items()}
+def _draw(trial: int, trials: int) -> dict[str, Any]:
+    """Return what a trial tries, the same for every arm."""
+    return draw(trial, trials, RANGES, uniform={"alpha"})
 
 
 def _run(cell: Cell, context: Context, folder: Path) -> Mapping[str, Any]:

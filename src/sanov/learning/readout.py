@@ -10,11 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from sanov.learning.components import Component, Rows
+from sanov.nets.subclass_heads import summed_logits
 
 __all__ = ["Readout", "on_classes"]
 
@@ -53,8 +53,7 @@ class Readout:
 
     def class_logits(self, outputs: Float[Tensor, "*rows outputs"]) -> Float[Tensor, "*rows classes"]:
         """Return logits that follow the teacher's: their softmax at tau is the sum over the subclasses of each class."""
-        scaled = self.subclass_logits(outputs) / self.student_temperature
-        return self.temperature * (scaled[..., 0] if self.subclasses == 1 else torch.logsumexp(scaled, dim=-1))
+        return summed_logits(self.subclass_logits(outputs), self.temperature, self.student_temperature)
 
     def hint(self, outputs: Float[Tensor, "*rows outputs"]) -> Float[Tensor, "*rows hints"]:
         """Return the further outputs."""

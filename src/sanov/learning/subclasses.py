@@ -14,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from sanov.core.errors import InputError
@@ -29,9 +29,72 @@ from sanov.learning.components import Component, Rows, label_loss
 from sanov.learning.readout import Readout, on_classes
 from sanov.learning.students import Fitted
 
-__all__ = ["class_divergence", "components", "divided", "fit", "joint_log_probs", "subclass_divergence"]
+__all__ = [
+    "class_divergence",
+    "class_of_rows",
+    "components",
+    "divided",
+    "embeddings_of",
+    "fit",
+    "head_of",
+    "joint_log_probs",
+    "subclass_divergence",
+]
 
 SUBCLASSES = "subclasses"  # the table's extra array of log p(s | c), [rows, classes, subclasses]
+
+
+def embeddings_of(table: DistilTable) -> Float64[np.ndarray, "rows width"]:
+    """Return the teacher's embeddings.
+
+    Raises
+    ------
+    InputError
+        The table has none.
+    """
+    if table.embeddings is None:
+        fix = "add the array `embeddings` (.npz), or name a Hugging Face classifier by teacher=DIR"
+        raise InputError("there are no teacher embeddings", where=table.name, fix=fix)
+    return table.embeddings
+
+
+def head_of(table: DistilTable) -> Float64[np.ndarray, "width classes"]:
+    """Return the weight of the teacher's last linear map, whose directions the null-space step takes out.
+
+    Raises
+    ------
+    InputError
+        The table has none.
+    """
+    if table.head is None:
+        fix = "add the arrays `head_weight` and `head_bias`, or set null_space=false"
+        raise InputError("the teacher's head is not known, and null_space needs it", where=table.name, fix=fix)
+    return table.head.weight
+
+
+def class_of_rows(table: DistilTable, by: Literal["label", "teacher"] = "label") -> Int64[np.ndarray, " rows"]:
+    """Return the class that each row belongs to.
+
+    Parameters
+    ----------
+    table
+        With labels, the teacher's logits, or both.
+    by
+        Its label, or the teacher's class where it has none; or the teacher's class in any case.
+
+    Raises
+    ------
+    InputError
+        A row has no class.
+    """
+    labels = np.full(len(table), -1) if table.labels is None else table.labels
+    if by == "label" and (labels >= 0).all():
+        return labels
+    if table.logits is None:
+        found = "there are neither labels nor teacher logits"
+        raise InputError(found, where=table.name, expected="a class for each row")
+    given = table.logits.argmax(axis=1)
+    return given if by == "teacher" else np.where(labels >= 0, labels, given)
 
 
 def divided(table: DistilTable, log_conditional: Float64[np.ndarray, "rows classes subclasses"]) -> DistilTable:

@@ -12,12 +12,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor, nn
 
 from sanov.core.errors import InputError
 from sanov.nets.last_linear import logits_of
 
-__all__ = ["Summed", "with_subclasses"]
+__all__ = ["Summed", "summed_logits", "with_subclasses"]
 
 APART = 0.1  # noise between subclasses of a class, relative to the spread of the weights
 
@@ -80,6 +81,22 @@ def _rename(model: Any, classes: int, subclasses: int) -> None:
         model.num_labels = classes * subclasses
 
 
+def summed_logits(
+    logits: Float[Tensor, "*rows classes subclasses"], temperature: float = 1.0, student_temperature: float = 1.0
+) -> Float[Tensor, "*rows classes"]:
+    """Return the logits of classes, tau logsumexp_s(u / T): their softmax at tau is the sum over the subclasses of each.
+
+    Parameters
+    ----------
+    logits
+        u, outputs of all subclasses.
+    temperature, student_temperature
+        tau of the teacher's softmax and T of the student's, in training.
+    """
+    scaled = logits / student_temperature
+    return temperature * (scaled[..., 0] if logits.shape[-1] == 1 else torch.logsumexp(scaled, dim=-1))
+
+
 class Summed(nn.Module):
     """A classifier of C classes: a network of C * S outputs whose subclasses are summed.
 
@@ -110,5 +127,5 @@ class Summed(nn.Module):
         if logits.shape[-1] % self.classes:
             found = f"the network has {logits.shape[-1]} outputs"
             raise InputError(found, where="Summed", expected=f"a multiple of {self.classes} classes")
-        scaled = logits.reshape(*logits.shape[:-1], self.classes, -1) / self.student_temperature
-        return self.temperature * torch.logsumexp(scaled, dim=-1)
+        divided = logits.reshape(*logits.shape[:-1], self.classes, -1)
+        return summed_logits(divided, self.temperature, self.student_temperature)

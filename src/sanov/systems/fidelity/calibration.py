@@ -4,8 +4,8 @@ With d_b the mean over all examples of (confidence - right) in bin b, the error 
 which are drawn together for all systems. Absolute values of noise are not zero, so that the error of a sample lies too high,
 and those of its draws higher still. So the upper end of an interval is the percentile, and the lower end is reflected at the
 estimate (davison1997bootstrap, section 5.2), or 0 where a calibrated system would often have as large an error: where the
-estimate is not above the quantile of sum_b |d*_b - d_b|. At a level of 95 % it covered in 91 to 97 % of simulated samples of
-500 to 10,000 examples, well and badly calibrated ones; percentiles alone never cover the error 0.
+estimate is not above the quantile of sum_b |d*_b - d_b|. A test holds its coverage to its level by
+simulation, for well and badly calibrated systems; percentiles alone never cover the error 0.
 """
 
 from __future__ import annotations

@@ -35,10 +35,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64
 
 from sanov.core.answers import Answer
-from sanov.core.errors import InputError, SanovWarning
+from sanov.core.errors import SanovWarning
 from sanov.core.options import Options, option
 from sanov.data.distillation import DistilTable
 from sanov.data.distillation_sources import Columns
@@ -134,11 +134,11 @@ def find_subclasses(table: DistilTable, config: Config, *, seed: int = 0) -> Pro
     InputError
         There are no embeddings, or no head; or see `project`.
     """
-    embeddings = _embeddings(table)
+    embeddings = subclasses.embeddings_of(table)
     options = config.projection
     return project(
         embeddings,
-        _members(table, config),
+        subclasses.class_of_rows(table, config.projection.class_sets),
         table.classes,
         subclasses=config.subclasses,
         head=_head(table, config),
@@ -159,38 +159,14 @@ def most_subclasses(table: DistilTable, config: Config) -> int:
     table, config
         As in `find_subclasses`.
     """
-    head, members = _head(table, config), _members(table, config)
-    center = config.projection.center_head
-    return largest_subclasses(_embeddings(table), members, len(table.classes), head=head, center_head=center)
-
-
-def _embeddings(table: DistilTable) -> Float64[np.ndarray, "rows width"]:
-    if table.embeddings is None:
-        fix = "add the array `embeddings` (.npz), or name a Hugging Face classifier by teacher=DIR"
-        raise InputError("there are no teacher embeddings", where=table.name, fix=fix)
-    return table.embeddings
+    embeddings, options = subclasses.embeddings_of(table), config.projection
+    members = subclasses.class_of_rows(table, options.class_sets)
+    head = _head(table, config)
+    return largest_subclasses(embeddings, members, len(table.classes), head=head, center_head=options.center_head)
 
 
 def _head(table: DistilTable, config: Config) -> Float64[np.ndarray, "width classes"] | None:
-    if not config.null_space:
-        return None
-    if table.head is None:
-        fix = "add the arrays `head_weight` and `head_bias`, or set null_space=false"
-        raise InputError("the teacher's head is not known, and null_space needs it", where=table.name, fix=fix)
-    return table.head.weight
-
-
-def _members(table: DistilTable, config: Config) -> Int64[np.ndarray, " rows"]:
-    """Class of each row: its label, or what the teacher says."""
-    labels = np.full(len(table), -1) if table.labels is None else table.labels
-    if config.projection.class_sets == "label" and (labels >= 0).all():
-        return labels
-    if table.logits is None:
-        raise InputError(
-            "there are neither labels nor teacher logits", where=table.name, expected="a class for each row"
-        )
-    given = table.logits.argmax(axis=1)
-    return given if config.projection.class_sets == "teacher" else np.where(labels >= 0, labels, given)
+    return subclasses.head_of(table) if config.null_space else None
 
 
 # -- the system -------------------------------------------------------------------------------------------------------
@@ -253,7 +229,8 @@ def fit(
         projection = find_subclasses(rows, config, seed=seed)
         found["by_class"] = [report._asdict() for report in projection.report]
         found["notes"] = [report.sentence(config.subclasses) for report in projection.report]
-        return subclasses.divided(rows, projection.log_conditional(_embeddings(rows), config.subclass_temperature))
+        embeddings = subclasses.embeddings_of(rows)
+        return subclasses.divided(rows, projection.log_conditional(embeddings, config.subclass_temperature))
 
     return subclasses.fit(
         data,

@@ -195,10 +195,11 @@ class _Group(NamedTuple):
 def _groups(
     embeddings: np.ndarray, members: np.ndarray, classes: int, head: np.ndarray | None, center: bool
 ) -> list[_Group]:
-    bad = ~np.isfinite(embeddings).all(axis=1)
-    if bad.any():
+    if not np.isfinite(embeddings.sum()):  # one pass without a mask, and the rows only where there is something to tell
+        bad = ~np.isfinite(embeddings).all(axis=1)
         found = f"NaN or an infinite value in row {bad.argmax() + 1} (the first is 1), {bad.sum()} such rows in all"
-        raise InputError(found, where="embeddings", expected="finite numbers")
+        if bad.any():
+            raise InputError(found, where="embeddings", expected="finite numbers")
     strange = np.flatnonzero((members < 0) | (members >= classes))
     if len(members) != len(embeddings) or len(strange):
         found = f"{len(embeddings)} embeddings and classes of {len(members)} rows"
@@ -206,19 +207,19 @@ def _groups(
             found = f"the class of row {strange[0] + 1} is {members[strange[0]]}"
         raise InputError(found, where="embeddings", expected=f"one class a row, 0 to {classes - 1}")
     basis = None if head is None else _basis(embeddings, head, center)
-    # The spread of embeddings over all classes, head and all: rounding is relative to it, whatever the mean is.
-    scale = (
-        float(embeddings.std(axis=0, dtype=np.float64).max()) * embeddings.shape[1] ** 0.5 if len(embeddings) else 0.0
-    )
-    groups = []
+    parts, squares = [], 0.0
     for place in range(classes):
         rows = torch.from_numpy(np.array(embeddings[members == place], dtype=np.float64))
         mean = rows.mean(dim=0) if len(rows) else rows.new_zeros(rows.shape[1])
         rows -= mean
+        squares += float(torch.linalg.vector_norm(rows)) ** 2
         if basis is not None:
             rows -= (rows @ basis) @ basis.T
-        groups.append(_Group(rows, mean, basis, scale))
-    return groups
+        parts.append((rows, mean))
+    # The size of an embedding before the head was taken out, the distance between classes in it: rounding is relative to it.
+    between = torch.stack([mean for _, mean in parts]).var(dim=0, correction=0).sum()
+    scale = (squares / max(len(embeddings), 1) + float(between)) ** 0.5
+    return [_Group(rows, mean, basis, scale) for rows, mean in parts]
 
 
 def _basis(embeddings: np.ndarray, head: np.ndarray, center: bool) -> Tensor:
