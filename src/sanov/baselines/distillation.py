@@ -317,15 +317,10 @@ def fit(
         hint=HINT if hinted else "",
         prepare=_standardised if hinted else None,
         embeddings=hinted,
-        teacher=config.teacher,
-        training=config.training,
-        student=config.student,
-        validation=config.validation,
         seed=seed,
         out=out,
         resume=resume,
-        system="distillation",
-        config=config.model_dump(mode="json"),
+        **distil.settings(config, "distillation"),
     )
 
 

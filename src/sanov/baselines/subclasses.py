@@ -342,17 +342,12 @@ def fit(
         alpha=config.alpha,
         temperature=config.temperature,
         student_temperature=config.student_temperature,
-        teacher=config.teacher,
         embeddings=config.partition == "kmeans"
         or (config.partition == "retrained" and config.retrained.on == "embeddings"),
-        training=config.training,
-        student=config.student,
-        validation=config.validation,
         seed=seed,
         out=out,
         resume=resume,
-        system="subclasses",
-        config=config.model_dump(mode="json"),
+        **distil.settings(config, "subclasses"),
     )
 
 

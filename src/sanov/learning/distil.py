@@ -31,7 +31,17 @@ from sanov.learning.teachers import CACHE, Teacher, with_teacher
 from sanov.learning.training import History, Training, micro_batches, place, shuffled, train
 from sanov.precision import widen
 
-__all__ = ["Component", "Rows", "Validation", "divided", "fit", "held_out_rows", "label_loss", "teacher_loss"]
+__all__ = [
+    "Component",
+    "Rows",
+    "Validation",
+    "divided",
+    "fit",
+    "held_out_rows",
+    "label_loss",
+    "settings",
+    "teacher_loss",
+]
 
 FAR_BELOW = 4.0  # standard errors
 SAMPLE = 2048  # training rows on which the untrained student is looked at
@@ -128,9 +138,7 @@ def fit(
     if folder is not None and main:
         _check_folder(folder, resume)
     table = with_teacher(table, teacher, folder=folder, embeddings=embeddings)
-    _check(table, active)
-    if isinstance(validation, DistilTable) and validation.logits is None and not validation.n_labelled:
-        raise InputError("there are neither labels nor teacher logits to choose by", where=validation.name)
+    _check(table, active)  # again: not every teacher gives logits
     rows, held_out = divided(table, validation, seed)
     rows = rows if prepare is None else prepare(rows)
     encoder = Encoder.of(rows, student)
@@ -158,20 +166,25 @@ def fit(
     found |= {"steps": len(history), "kept_step": best, **history.evaluations.get(best, {})}
     kept = build(encoder, student, readout.outputs, seed=seed)  # free of what several processes made of the other
     kept.load_state_dict(judge.chosen(model))
-    fitted = Fitted(
-        system,
-        kept.eval(),
-        student,
-        encoder,
-        table.classes,
-        readout,
-        config or {},
-        found,
-        history.to_frame(),
-    )
+    shape = (student, encoder, table.classes, readout)
+    fitted = Fitted(system, kept.eval(), *shape, config or {}, found, history.to_frame())
     if folder is not None and main:
         fitted.save(folder)
     return fitted
+
+
+def settings(config: Any, system: str) -> dict[str, Any]:
+    """Return the options of `fit` that every system of students has in its `Config`.
+
+    Parameters
+    ----------
+    config
+        With ``teacher``, ``training``, ``student`` and ``validation``.
+    system
+        Its name.
+    """
+    own = {name: getattr(config, name) for name in ("teacher", "training", "student", "validation")}
+    return {**own, "system": system, "config": config.model_dump(mode="json")}
 
 
 def _train(
@@ -258,6 +271,8 @@ def divided(
         As in `fit`.
     """
     if isinstance(validation, DistilTable):
+        if validation.logits is None and not validation.n_labelled:
+            raise InputError("there are neither labels nor teacher logits to choose by", where=validation.name)
         return table, validation.aligned(table.classes)
     count = held_out_rows(table, validation or Validation())
     order = np.random.default_rng([seed, 0, SPLIT]).permutation(len(table))

@@ -42,7 +42,7 @@ from sanov.core.errors import SanovWarning
 from sanov.core.options import Options, option
 from sanov.data.distillation import DistilTable
 from sanov.data.distillation_sources import Columns
-from sanov.learning import predictions, subclasses, teachers
+from sanov.learning import distil, predictions, subclasses, teachers
 from sanov.learning.distil import Validation
 from sanov.learning.students import Fitted, Student
 from sanov.learning.training import Training
@@ -240,16 +240,11 @@ def fit(
         temperature=config.temperature,
         student_temperature=config.student_temperature,
         found=found,
-        teacher=config.teacher,
         embeddings=config.subclasses > 1,
-        training=config.training,
-        student=config.student,
-        validation=config.validation,
         seed=seed,
         out=out,
         resume=resume,
-        system="lelp",
-        config=config.model_dump(mode="json"),
+        **distil.settings(config, "lelp"),
     )
 
 

@@ -254,15 +254,10 @@ def fit(
     fitted = distil.fit(
         data,
         components(config),
-        teacher=config.teacher,
-        training=config.training,
-        student=config.student,
-        validation=config.validation,
         seed=seed,
         out=out,
         resume=resume,
-        system="sinkd",
-        config=config.model_dump(mode="json"),
+        **distil.settings(config, "sinkd"),
         before=lambda student, teacher: _look(student, teacher, config),
     )
     if config.transports:
