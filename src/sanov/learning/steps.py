@@ -48,7 +48,7 @@ class Objective:
 
         Returns
         -------
-        The components' means, the objective, and the norm of its gradient.
+        The components' means, the objective, and the norm of its gradient; NaN, 0 and 0 for a step that counts nothing.
 
         Raises
         ------
@@ -57,6 +57,8 @@ class Objective:
             weights are then as they were.
         """
         counts = self._counted(micro, step)
+        if all(map(math.isinf, counts.values())):  # nothing to learn: momentum and decay would move the weights
+            return dict.fromkeys(self.names, math.nan), 0.0, 0.0
         setup.optimizer.zero_grad()  # what a caller, or a step that was refused, left
         values, weights = [], []
         for number, batch in enumerate(micro, start=1):

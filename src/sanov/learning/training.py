@@ -106,7 +106,9 @@ def train(
         ``batches(step, model)`` returns the micro-batches of this process for a step, which counts from 0: a function
         of seed, step and weights alone. Every process has as many as the others (`micro_batches` sees to it). Each is a
         mapping with tensors, which are moved to the device, and ``counts``: per component, what its sum will be divided
-        by, once it is added over micro-batches and processes. The model is the caller's.
+        by, once it is added over micro-batches and processes; a step whose counts are all zero has nothing to learn, and
+        is skipped: weights and optimizer stay as they are. One of them may carry ``metrics``: numbers to log, the same on
+        every process. The model is the caller's.
     loss
         ``loss(model, batch)`` returns per component ``(sum, weight)``: a sum over the micro-batch (a tensor of one
         number), never a mean, and a number or a function of the step. The model may be a wrapper: call it.
@@ -177,7 +179,8 @@ def train(
             seed_step(seed, step, setup.process, setup.device)
             setup.set_rate(1.0 if schedule is None else float(schedule(step)))
             micro = list(batches(step, setup.inner))
-            metrics = history.append(*objective.update(setup, micro, step, clip_norm))
+            report = next((batch["metrics"] for batch in micro if "metrics" in batch), None)
+            metrics = history.append(*objective.update(setup, micro, step, clip_norm), report)
             done = step + 1
             if evaluate is not None and _due(done, steps, evaluate_every):
                 history.evaluations[done] = _evaluated(evaluate, setup.inner, done)

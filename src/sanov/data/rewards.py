@@ -1,0 +1,268 @@
+"""Reward functions: built-in ones and the user's own, called as TRL calls them, and everything they return checked.
+
+A reward function is ``fn(prompts, completions, completion_ids, **columns, trainer_state, log_extra, log_metric)`` and returns
+one number a row, or None where it does not apply. It may be asynchronous, and is handed only what it takes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import math
+import warnings
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float64
+
+from sanov.core.errors import InputError, SanovError, SanovWarning
+from sanov.core.user_code import load_function, place_of
+from sanov.data.prompts import PASSED, Prompts
+from sanov.data.tasks import TASKS
+from sanov.data.verifiers import Countdown, Exact, Number, Verifier
+
+__all__ = ["BUILT_IN", "RewardFunction", "Rewards", "load"]
+
+RewardFunction = Callable[..., Any]
+VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
+
+
+class ByTask(Verifier):
+    """What the task of each row says, where a table has rows of several tasks; its name is in the column ``task``."""
+
+    name = "task"
+    columns = ("task", "answer")
+
+    def answer(self, completion: str) -> str | None:
+        """Return what stands after the last colon."""
+        return completion.rpartition(":")[2] or None
+
+    def is_right(self, completion: str, row: Mapping[str, Any]) -> bool:
+        """Whether the task of this row takes the completion for right."""
+        return _verifier(row["task"]).is_right(completion, row)
+
+
+def _verifier(task: str) -> Verifier:
+    if task not in TASKS:
+        raise InputError(f"there is no task {task!r}", where="column 'task'", expected=" or ".join(TASKS))
+    return TASKS[task]().verifier
+
+
+BUILT_IN: dict[str, RewardFunction] = {built.name: built for built in (Exact(), Countdown(), Number(), ByTask())}
+
+
+def load(reference: str) -> RewardFunction:
+    """Return the reward function of a name: a built-in one, or ``module:function``.
+
+    Raises
+    ------
+    InputError
+        There is no such function.
+    """
+    if reference in BUILT_IN:
+        return BUILT_IN[reference]
+    if ":" not in reference:
+        expected = f"{', '.join(BUILT_IN)}, or module:function"
+        raise InputError(f"there is no reward {reference!r}", expected=expected)
+    return load_function(reference)
+
+
+@dataclass(frozen=True)
+class Rewards:
+    """Several reward functions and the weight of each.
+
+    Parameters
+    ----------
+    functions
+        Reward functions.
+    weights
+        One a function; None: 1 each.
+
+    Raises
+    ------
+    InputError
+        No function, or weights of another number or not finite.
+    """
+
+    functions: tuple[RewardFunction, ...]
+    weights: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        if not self.functions:
+            raise InputError("there is no reward function", expected="at least one")
+        if self.weights is not None and len(self.weights) != len(self.functions):
+            found = f"there are {len(self.weights)} weights for {len(self.functions)} functions"
+            raise InputError(found, where="the weights of rewards", expected="one for each function")
+        if not all(math.isfinite(weight) for weight in self.weights or ()):
+            raise InputError(f"they are {self.weights}", where="the weights of rewards", expected="finite numbers")
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the functions; one that comes again has its number behind it."""
+        plain = [getattr(function, "__name__", type(function).__name__) for function in self.functions]
+        return tuple(
+            name if plain.count(name) == 1 else f"{name}_{plain[: place + 1].count(name)}"
+            for place, name in enumerate(plain)
+        )
+
+    def check(self, prompts: Prompts) -> None:
+        """Refuse a table that lacks a column which a function needs, or whose gold answers fail a built-in verifier.
+
+        Raises
+        ------
+        InputError
+            With function, column and the columns that there are; or row, gold answer and what was read of it.
+        """
+        for name, function in zip(self.names, self.functions, strict=True):
+            for column in _needed(function):
+                if column not in prompts.columns:
+                    have = ", ".join(["prompt", *prompts.columns])
+                    where = f"reward function '{name}'"
+                    raise InputError(f"it needs the column {column!r}, and {prompts.name} has: {have}", where=where)
+            if isinstance(function, Verifier):
+                function.validate(prompts)
+
+    def score(
+        self,
+        rows: Prompts,
+        completions: Sequence[str],
+        *,
+        completion_ids: Sequence[Sequence[int]] | None = None,
+        step: int | None = None,
+        trainer_state: Any = None,
+        log_extra: Callable[..., None] | None = None,
+        log_metric: Callable[..., None] | None = None,
+    ) -> Float64[np.ndarray, "rows functions"]:
+        """Return what each function gives each completion; NaN where it does not apply.
+
+        Parameters
+        ----------
+        rows
+            The prompt and the columns of each completion: `Prompts.take`, with each index as often as it has completions.
+        completions
+            Text. Where prompts are chats, functions get each as ``[{"role": "assistant", "content": text}]``.
+        completion_ids
+            Token ids of each completion.
+        step
+            Number of the step, for messages.
+        trainer_state, log_extra, log_metric
+            Passed on to the functions.
+
+        Raises
+        ------
+        InputError
+            A function that raises, or returns another number of rewards, or one that is no finite number.
+        """
+        if len(completions) != len(rows):
+            raise InputError(f"there are {len(completions)} completions", expected=f"{len(rows)}, one a row")
+        told = [[{"role": "assistant", "content": text}] for text in completions] if rows.chat else list(completions)
+        given = {
+            "completion_ids": [[] for _ in completions] if completion_ids is None else list(map(list, completion_ids)),
+            **rows.columns,
+            "trainer_state": trainer_state,
+            "log_extra": log_extra or _ignore,
+            "log_metric": log_metric or _ignore,
+        }
+        scores = np.empty((len(rows), len(self.functions)))
+        for place, returned in enumerate(self._call(list(rows.prompts), told, given)):
+            scores[:, place] = _checked(returned, len(rows), self.names[place])
+        if np.isnan(scores).all():
+            at = "the batch" if step is None else f"step {step}"
+            warnings.warn(f"no reward function applied to any row of {at}", SanovWarning, stacklevel=2)
+        return scores
+
+    def total(self, scores: Float64[np.ndarray, "rows functions"]) -> Float64[np.ndarray, " rows"]:
+        """Return the weighted sum of a row's rewards, over the functions that apply; NaN where none does."""
+        weights = np.ones(len(self.functions)) if self.weights is None else np.array(self.weights)
+        summed: Float64[np.ndarray, " rows"] = np.nansum(scores * weights, axis=1)
+        summed[np.isnan(scores).all(axis=1)] = np.nan
+        return summed
+
+    def _call(self, prompts: list[Any], completions: list[Any], given: Mapping[str, Any]) -> list[Any]:
+        """Call every function; what is awaited is awaited together."""
+        returned = []
+        for name, function in zip(self.names, self.functions, strict=True):
+            try:
+                returned.append(function(prompts=prompts, completions=completions, **_taken(function, given)))
+            except Exception as error:
+                raise _told(name, error) from error
+        awaited = [place for place, value in enumerate(returned) if inspect.isawaitable(value)]
+        for place, value in zip(awaited, _await([returned[place] for place in awaited]), strict=True):
+            if isinstance(value, BaseException):
+                raise _told(self.names[place], value) from value
+            returned[place] = value
+        return returned
+
+
+def _ignore(*_: Any) -> None:
+    """Stand in for a log that nobody keeps."""
+
+
+def _parameters(function: RewardFunction) -> Mapping[str, inspect.Parameter] | None:
+    try:
+        return inspect.signature(function).parameters
+    except (TypeError, ValueError):  # some built-in callables have none
+        return None
+
+
+def _needed(function: RewardFunction) -> list[str]:
+    """Columns without which a function cannot be called."""
+    if isinstance(function, Verifier):
+        return list(function.columns)
+    parameters = _parameters(function) or {}
+    return [
+        name
+        for name, parameter in parameters.items()
+        if parameter.default is parameter.empty and parameter.kind not in VARIADIC and name not in PASSED
+    ]
+
+
+def _taken(function: RewardFunction, given: Mapping[str, Any]) -> Mapping[str, Any]:
+    parameters = _parameters(function)
+    if parameters is None or any(each.kind is each.VAR_KEYWORD for each in parameters.values()):
+        return given
+    return {name: value for name, value in given.items() if name in parameters}
+
+
+def _told(name: str, error: BaseException) -> SanovError:
+    if isinstance(error, SanovError):
+        return error
+    found = f"it raises {type(error).__name__}: {error} ({place_of(error)})"
+    return InputError(found, where=f"reward function '{name}'")
+
+
+def _await(waiting: Sequence[Awaitable[Any]]) -> list[Any]:
+    """Await all in a thread of their own, as the caller's may already run a loop (a notebook's does)."""
+    if not waiting:
+        return []
+
+    async def gather() -> list[Any]:
+        return list(await asyncio.gather(*waiting, return_exceptions=True))
+
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(lambda: asyncio.run(gather())).result()
+
+
+def _checked(returned: Any, rows: int, name: str) -> Float64[np.ndarray, " rows"]:
+    where = f"reward function '{name}'"
+    values = returned.tolist() if hasattr(returned, "tolist") else returned
+    if not isinstance(values, Sequence) or isinstance(values, str | bytes):
+        raise InputError(f"it returned a {type(returned).__name__}", where=where, expected=f"a list of {rows} numbers")
+    if len(values) != rows:
+        raise InputError(f"it returned {len(values)} rewards", where=where, expected=f"{rows}, one a completion")
+    return np.array([_number(value, f"{where}, row {row}") for row, value in enumerate(values, start=1)])
+
+
+def _number(value: Any, where: str) -> float:
+    if value is None:
+        return math.nan
+    expected = "a finite number, or None where it does not apply"
+    if isinstance(value, str | bytes | complex) or not hasattr(value, "__float__"):
+        raise InputError(f"the reward is {value!r:.80}", where=where, expected=expected)
+    number = float(value)
+    if not math.isfinite(number):
+        raise InputError(f"the reward is {number}", where=where, expected=expected)
+    return number

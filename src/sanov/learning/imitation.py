@@ -1,0 +1,140 @@
+"""Supervised fine-tuning: the policy moves onto written completions by maximum likelihood, the forward KL to their writer.
+
+Each completion ends with EOS. The mean is over all tokens of the step, as in `learning.policy`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sanov.core.errors import InputError
+from sanov.data.prompts import Prompts
+from sanov.learning.rollouts import Tokenizer, context_of
+from sanov.learning.schedules import Kind, schedule
+from sanov.learning.training import History, Parallel, micro_batches, shuffled, train
+from sanov.nets.reads import Read
+
+__all__ = ["imitate"]
+
+LIKELIHOOD = "nll"
+
+
+def imitate(
+    prompts: Prompts,
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    *,
+    column: str = "solution",
+    steps: int,
+    batch_size: int = 64,
+    micro_batch: int = 0,
+    learning_rate: float = 1e-3,
+    weight_decay: float = 0.0,
+    clip_norm: float | None = 1.0,
+    rate: Kind = "constant",
+    warmup: float = 0.0,
+    evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    evaluate_every: int = 0,
+    callbacks: Sequence[Callable[[int, Mapping[str, float]], object]] = (),
+    out: str | Path | None = None,
+    checkpoint_every: int = 0,
+    resume: bool = False,
+    parallel: Parallel = "auto",
+    seed: int = 0,
+) -> History:
+    """Train a model in place on written completions.
+
+    Parameters
+    ----------
+    prompts
+        With the completions in a column.
+    model, tokenizer
+        As in `policy.fit`.
+    column
+        Name of that column.
+    steps, batch_size, micro_batch
+        Updates, rows of one on all processes, and rows computed at once (0: all).
+    learning_rate, weight_decay, clip_norm, rate, warmup
+        Of AdamW, and the shape of its rate.
+    evaluate, evaluate_every, callbacks, out, checkpoint_every, resume, parallel, seed
+        See `training.train`.
+
+    Raises
+    ------
+    InputError
+        There is no such column, or a row is longer than the context.
+    """
+    ids, starts = _written(prompts, tokenizer, column, context_of(model))
+    lengths = np.array([len(row) for row in ids])
+    order = shuffled(len(prompts), min(batch_size, len(prompts)), seed=seed)
+
+    def batches(step: int, policy: nn.Module) -> list[dict[str, Any]]:
+        return [_batch(rows, ids, starts, lengths, tokenizer.pad) for rows in micro_batches(order(step), micro_batch)]
+
+    return train(
+        model,
+        batches,
+        _loss,
+        optimizer=lambda weights: torch.optim.AdamW(
+            weights, lr=learning_rate, weight_decay=weight_decay, foreach=True
+        ),
+        steps=steps,
+        schedule=schedule(rate, steps, warmup),
+        clip_norm=clip_norm,
+        evaluate=evaluate,
+        evaluate_every=evaluate_every,
+        callbacks=callbacks,
+        out=out,
+        checkpoint_every=checkpoint_every,
+        resume=resume,
+        parallel=parallel,
+        seed=seed,
+    )
+
+
+def _written(
+    prompts: Prompts, tokenizer: Tokenizer, column: str, context: int
+) -> tuple[list[list[int]], np.ndarray]:
+    if column not in prompts.columns:
+        found = f"there is no column {column!r}"
+        raise InputError(found, where=prompts.name, expected=", ".join(sorted(prompts.columns)) or "a column of texts")
+    start = [] if tokenizer.bos is None else [tokenizer.bos]
+    heads = [[*start, *tokenizer.encode(prompt)] for prompt in prompts.prompts]
+    whole = [
+        [*head, *tokenizer.continued(text), tokenizer.eos]
+        for head, text in zip(heads, prompts.columns[column], strict=True)
+    ]
+    for row, ids in enumerate(whole, start=1):
+        if len(ids) > context:
+            found = f"prompt and completion have {len(ids)} tokens, and the context {context}"
+            raise InputError(found, where=f"{prompts.name}, row {row}", fix="leave such rows out")
+    return whole, np.array([len(head) for head in heads])
+
+
+def _batch(
+    rows: np.ndarray, ids: Sequence[Sequence[int]], starts: np.ndarray, lengths: np.ndarray, pad: int
+) -> dict[str, Any]:
+    """Return rows padded on the right; an empty share of a step is one row that counts nothing."""
+    chosen = rows if len(rows) else np.zeros(1, dtype=int)
+    width = int(lengths[chosen].max())
+    place = torch.arange(width)[None]
+    start, end = torch.from_numpy(starts[chosen])[:, None], torch.from_numpy(lengths[chosen])[:, None]
+    mask = (place >= start) & (place < end) & bool(len(rows))
+    return {
+        "ids": torch.tensor([[*ids[row], *[pad] * (width - lengths[row])] for row in chosen]),
+        "real": place < end,
+        "mask": mask,
+        "before": torch.nn.functional.pad(mask[:, 1:], (0, 1)),
+        "counts": {LIKELIHOOD: float(mask.sum())},
+    }
+
+
+def _loss(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, float]]:
+    reads = {LIKELIHOOD: Read(batch["before"], batch["ids"][batch["mask"]])}
+    return {LIKELIHOOD: (-model(batch["ids"], batch["real"], reads)[LIKELIHOOD].sum(), 1.0)}

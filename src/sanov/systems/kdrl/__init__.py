@@ -1,0 +1,199 @@
+r"""KDRL: move the policy onto its teacher, tilted by the reward, on the policy's own samples.
+
+One student learns from a 0/1 outcome reward and from the reverse KL to a frozen teacher at once::
+
+    L = L_GRPO + beta(step) / D * sum_{i,t} M_{i,t} k2(log pi(o_{i,t}) - log pi_T(o_{i,t})),       k2(d) = d^2 / 2
+
+over completions o_i that the policy sampled itself. The gradient of k2, as a loss on the policy's samples, is in
+expectation that of KL(pi || pi_T); that of k1 is zero, and that of k3 follows the forward KL. With one update a step it
+is, sample by sample, the gradient of the GRPO surrogate with token advantages A_i + beta M R, R = log pi_T - log pi.
+
+Deviations from the paper
+-------------------------
+- The denominator D is all tokens of the step, so that beta means the same under every mask; the paper's was not seen.
+  ``kd.denominator=masked_tokens`` divides by the distilled ones.
+- ``kd.clip`` clips the factor of grad log pi, where other code clamps the loss and so loses the gradient.
+- The exact formula of the paper's reward shaping was not seen: ``kd.combine=reward`` adds beta times the sum of R.
+- The embedded tasks need a larger beta than the paper's mathematics: the page says which.
+
+Reference: xu2025kdrl.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sanov.core.answers import Answer
+from sanov.core.errors import InputError
+from sanov.core.options import Options, option
+from sanov.learning import policies
+from sanov.learning.imitation import imitate
+from sanov.learning.policies import Evaluation, Fitted, Start, Tasks
+from sanov.learning.policy import Grpo, Optimisation
+from sanov.learning.rollouts import Rollout
+from sanov.learning.token_teachers import LocalTeacher, TokenTeacher, open_teacher
+from sanov.systems.kdrl.losses import (
+    coefficient,
+    distillation_mask,
+    distillation_values,
+    exact_values,
+    return_to_go,
+    token_advantages,
+)
+from sanov.systems.kdrl.signal import Distillation, KdSignal, Mixing
+
+__all__ = [
+    "Config",
+    "Distillation",
+    "Fitted",
+    "KdSignal",
+    "Mixing",
+    "apply",
+    "coefficient",
+    "distillation_mask",
+    "distillation_values",
+    "exact_values",
+    "fit",
+    "read",
+    "return_to_go",
+    "token_advantages",
+]
+
+
+class Config(Options):
+    """Options of `kdrl`."""
+
+    policy: str = option("", "Folder of a Hugging Face model; empty for a small one (`start`).", source="choice")
+    teacher: str = option(
+        "", "Folder of the teacher, a server (http://...), or a file of recorded log-probabilities.", source="choice"
+    )
+    record: str = option("", "File in which the teacher's log-probabilities are kept, and looked up.", source="choice")
+    rewards: tuple[str, ...] = option(
+        (), "Reward functions: built in, or module:function; none for what the columns allow.", source="choice"
+    )
+    kd: Distillation = Distillation()
+    mixing: Mixing = Mixing()
+    rollouts: Rollout = Rollout()
+    grpo: Grpo = Grpo()
+    training: Optimisation = Optimisation()
+    evaluation: Evaluation = Evaluation()
+    start: Start = Start()
+
+
+def read(sources: Sequence[Any], config: Config) -> Tasks:
+    """Read prompts, and find their rewards.
+
+    Parameters
+    ----------
+    sources
+        Tables with a column ``prompt`` (JSONL, Parquet, CSV), or ``embedded:chain_sum`` and the like.
+    config
+        Which rewards.
+
+    Raises
+    ------
+    InputError
+        See `learning.policies.read`.
+    """
+    return policies.read(sources, config.rewards, needed=False)
+
+
+def fit(
+    data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = None, resume: bool = False
+) -> Fitted:
+    """Train a policy from a teacher and a verifier at once.
+
+    Parameters
+    ----------
+    data
+        What `read` returned.
+    config
+        The system's options.
+    seed
+        Of the order of prompts, of all sampling, and of a policy that is made.
+    out
+        Folder for the policy, which transformers loads, and for checkpoints.
+    resume
+        Go on from the newest checkpoint in `out`.
+
+    Raises
+    ------
+    InputError
+        Teacher and policy have different tokens, an option excludes another, a reward is refused, or there is no teacher.
+    """
+    teacher = _teacher(config)
+    signal = KdSignal(teacher, config.kd, config.mixing, steps=config.training.steps)
+    policies.begin(out, data, config, seed, resume)
+    kept = None if out is None else Path(out) / policies.START
+    opened = policies.open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept)
+    if config.kd.combine == "sft":
+        return _imitated(data, config, opened, seed=seed, out=out, resume=resume)
+    signals = [] if config.kd.combine == "grpo" else [signal]
+    return policies.fit(
+        data, system="kdrl", config=config, signals=signals, opened=opened, seed=seed, out=out, resume=resume
+    )
+
+
+def _teacher(config: Config) -> TokenTeacher | None:
+    if not config.teacher and not config.record:
+        return None
+    return open_teacher(config.teacher, config.record)
+
+
+def _imitated(
+    data: Tasks, config: Config, opened: tuple[Any, Any], *, seed: int, out: str | Path | None, resume: bool
+) -> Fitted:
+    """Fine-tune on written solutions alone."""
+    model, tokenizer = opened
+    training = config.training
+    history = imitate(
+        data.prompts,
+        model,
+        tokenizer,
+        steps=training.steps,
+        batch_size=config.rollouts.prompts_per_step * config.rollouts.group_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+        rate=training.schedule,
+        warmup=training.warmup,
+        out=None if out is None else Path(out) / policies.CHECKPOINTS,
+        checkpoint_every=training.checkpoint_every,
+        resume=resume,
+        parallel=training.parallel,
+        seed=seed,
+    )
+    found = {"prompts": len(data.prompts), "seed": seed}
+    return policies.written("kdrl", model, tokenizer, config, history, found, out)
+
+
+def apply(data: Tasks, config: Config, *, fitted: Fitted | str | Path | None = None, seed: int = 0) -> Answer:
+    """Complete prompts with a trained policy, and say how often it is right.
+
+    Parameters
+    ----------
+    data
+        What `read` returned.
+    config
+        The system's options; of them ``rollouts`` and ``evaluation.samples`` matter here.
+    fitted
+        What `fit` returned, or its folder.
+    seed
+        Of the sampling.
+
+    Raises
+    ------
+    InputError
+        Nothing fitted was given, or a prompt does not fit the context.
+    """
+    if fitted is None:
+        fix = "first: sanov fit kdrl PROMPTS --out DIR; then pass --fitted DIR"
+        raise InputError("there is no policy", where="kdrl", fix=fix)
+    policy = fitted if isinstance(fitted, Fitted) else Fitted.load(fitted)
+    samples = config.evaluation.samples
+    found = policies.complete(
+        policy.model, policy.tokenizer, data.prompts, data.rewards, config.rollouts, samples=samples, seed=seed
+    )
+    return policies.answer("kdrl", data, found, samples=samples)
