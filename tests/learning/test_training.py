@@ -273,7 +273,7 @@ def test_callbacks_see_what_the_frame_holds_and_may_end_the_run():
 
 
 def test_history_survives_json():
-    history = History({"a": [0.1, math.nan]}, [1 / 3, 1e-300], [2.0, 3.0], {2: {"score": 0.5}}, True)
+    history = History({"a": [0.1, math.nan]}, [1 / 3, 1e-300], [2.0, 3.0], {2: {"score": 0.5}}, finished=True)
     found = History.from_dict(json.loads(files.to_json(history.to_dict())))
     assert math.isnan(found.losses["a"].pop())
     history.losses["a"].pop()

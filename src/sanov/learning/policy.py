@@ -15,6 +15,7 @@ Reference: shao2024grpo, sec. 4.1.2; yu2025dapo (one mean over all tokens of the
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,12 +27,12 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from sanov.advantages import clipped_surrogate, group_advantages
-from sanov.core.errors import InputError
+from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import Options, option
 from sanov.data.prompts import Prompts
+from sanov.data.rewards import Rewards
 from sanov.learning.processes import every_process, place
 from sanov.learning.rollouts import (
-    Rewards,
     Rollout,
     Rollouts,
     Sampler,
@@ -46,7 +47,7 @@ from sanov.learning.schedules import Kind, schedule
 from sanov.learning.training import History, Parallel, shuffled, train
 from sanov.nets.reads import Read
 
-__all__ = ["Advantages", "Grpo", "Optimisation", "Signal", "Step", "advantages_of", "fit", "packed"]
+__all__ = ["Advantages", "Grpo", "Optimisation", "Signal", "Step", "advantages_of", "fit", "packed", "sums"]
 
 POLICY = "policy"
 
@@ -250,6 +251,7 @@ class _Feed:
             raise InputError(found, where="training.micro_batch_tokens", expected=f"at least {longest}")
         self.budget, self.sampler, self.seed = micro_batch_tokens, sampler, seed
         self.order = shuffled(len(prompts), min(rollouts.prompts_per_step, len(prompts)), seed=seed, drop_last=True)
+        self.told = False  # that completions are cut
         self.kept: list[dict[str, Any]] = []  # completions that further updates go over
 
     @property
@@ -292,35 +294,59 @@ class _Feed:
         spread = torch.cat([values.cpu() for values in every_process(rollouts.advantages)])
         for signal in self.signals:
             signal.advantages(rollouts, step)
-        rollouts.metrics |= describe(rollouts, self.rewards.names, step, self.limit)
+        rollouts.metrics |= describe(rollouts, self.rewards.names)
+        if rollouts.metrics["completions/clipped_ratio"] == 1 and not self.told:
+            self.told = True
+            text = f"step {step + 1}: every completion was cut at {self.limit} tokens (completions/clipped_ratio = 1)"
+            warnings.warn(text, SanovWarning, stacklevel=4)
         rollouts.metrics["advantage_std"] = float(spread.std()) if len(spread) > 1 else 0.0
         return rollouts
 
     def loss(self, model: nn.Module, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, Any]]:
         """Return the sums of the surrogate and of the signals' components."""
-        part = Step(**{name: batch[name] for name in STEP})
-        reads = {POLICY: Read(part.before, part.ids[part.completion], self.options.temperature)}
-        for signal in self.signals:
-            reads |= signal.reads(part)
-        read = model(part.ids, part.real, reads)
-        log_new = part.placed(read[POLICY])
-        log_old = batch["log_old"] if self.grpo.iterations > 1 else log_new.detach()
-        found = Advantages(batch["advantages"].to(log_new.dtype), log_new, log_old.to(log_new.dtype))
-        for signal in self.signals:
-            found = signal.adjust(found, part)
-        terms: dict[str, tuple[Tensor, Any]] = {POLICY: (self._surrogate(found, batch), 1.0)}
-        for signal in self.signals:
-            terms |= signal.terms(found, read, part)
-        return terms
+        return sums(model, batch, self.signals, self.grpo, self.options.temperature)
 
-    def _surrogate(self, found: Advantages, batch: Mapping[str, Any]) -> Tensor:
-        low, high = self.grpo.clip_low, self.grpo.clip_high or self.grpo.clip_low
-        mask = batch["weights"] > 0
-        surrogate = clipped_surrogate(found.log_new, found.log_old, found.values, mask, low, high)
-        if self.grpo.dual_clip is not None:
-            bound = self.grpo.dual_clip * found.values
-            surrogate = torch.where((found.values < 0) & mask, torch.maximum(surrogate, bound), surrogate)
-        return -(surrogate * batch["weights"]).sum()
+
+def sums(
+    model: nn.Module, batch: Mapping[str, Any], signals: Sequence[Signal], grpo: Grpo, temperature: float = 1.0
+) -> dict[str, tuple[Tensor, Any]]:
+    """Return per component its sum over a micro-batch that `packed` made, and its weight.
+
+    Parameters
+    ----------
+    model
+        The policy, ``model(ids, mask, reads)``.
+    batch
+        A micro-batch.
+    signals, grpo
+        What the objective is made of.
+    temperature
+        Of sampling: log-probabilities are those of the softmax that was sampled from.
+    """
+    part = Step(**{name: batch[name] for name in STEP})
+    reads = {POLICY: Read(part.before, part.ids[part.completion], temperature)}
+    for signal in signals:
+        reads |= signal.reads(part)
+    read = model(part.ids, part.real, reads)
+    log_new = part.placed(read[POLICY])
+    log_old = batch["log_old"] if grpo.iterations > 1 else log_new.detach()
+    found = Advantages(batch["advantages"].to(log_new.dtype), log_new, log_old.to(log_new.dtype))
+    for signal in signals:
+        found = signal.adjust(found, part)
+    terms: dict[str, tuple[Tensor, Any]] = {POLICY: (_surrogate(found, batch["weights"], grpo), 1.0)}
+    for signal in signals:
+        terms |= signal.terms(found, read, part)
+    return terms
+
+
+def _surrogate(found: Advantages, weights: Float[Tensor, "rows tokens"], grpo: Grpo) -> Tensor:
+    high = grpo.clip_low if grpo.clip_high is None else grpo.clip_high
+    mask = weights > 0
+    surrogate = clipped_surrogate(found.log_new, found.log_old, found.values, mask, grpo.clip_low, high)
+    if grpo.dual_clip is not None:
+        bound = grpo.dual_clip * found.values
+        surrogate = torch.where((found.values < 0) & mask, torch.maximum(surrogate, bound), surrogate)
+    return -(surrogate * weights).sum()
 
 
 STEP = ("ids", "real", "completion", "last", "before", "finished", "rewards", "tokens", "rows", "step")

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
-from sanov.core.errors import InputError, SanovWarning
+from sanov.core.errors import InputError
 from sanov.core.options import Options, option
 from sanov.data.prompts import Prompts
+from sanov.data.rewards import Rewards
 from sanov.learning.processes import every_process
 from sanov.nets.sampling import Sampled, keyed_uniforms, sample
 
 __all__ = [
-    "Rewards",
     "Rollout",
     "Rollouts",
     "Sampler",
@@ -50,6 +49,7 @@ class Rollout(Options):
     suppress: tuple[int, ...] = option((), "Tokens that are never sampled.", source="choice")
 
 
+@runtime_checkable
 class Tokenizer(Protocol):
     """What is asked of a tokenizer: `data.tokens.CharTokenizer`, or `nets.vocabulary.Vocabulary` for Hugging Face's."""
 
@@ -71,22 +71,7 @@ class Tokenizer(Protocol):
         """Return the number of each token, special ones included."""
 
 
-class Rewards(Protocol):
-    """What is asked of rewards; `data.rewards.Rewards` is one."""
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of the functions."""
-
-    def score(
-        self, rows: Prompts, completions: Sequence[str], *, completion_ids: Any = None, step: int | None = None
-    ) -> Float64[np.ndarray, "rows functions"]:
-        """Return each function's reward of each completion; NaN where it does not apply."""
-
-    def total(self, scores: Float64[np.ndarray, "rows functions"]) -> Float64[np.ndarray, " rows"]:
-        """Return the weighted sum over the functions; NaN where none applies."""
-
-
+@runtime_checkable
 class Sampler(Protocol):
     """Whatever completes prompts: the policy itself, or a server that says which version of it answered."""
 
@@ -351,8 +336,8 @@ def _placed(
     )
 
 
-def describe(rollouts: Rollouts, names: Sequence[str], step: int, limit: int) -> Mapping[str, float]:
-    """Return the numbers of a step under TRL's names, over all processes; warn where nothing can be learned from it.
+def describe(rollouts: Rollouts, names: Sequence[str]) -> dict[str, float]:
+    """Return the numbers of a step under TRL's names, over all processes.
 
     Parameters
     ----------
@@ -360,8 +345,6 @@ def describe(rollouts: Rollouts, names: Sequence[str], step: int, limit: int) ->
         With rewards and advantages.
     names
         Of the reward functions.
-    step, limit
-        For messages.
     """
     own = (
         rollouts.rewards.cpu().numpy(),
@@ -389,9 +372,6 @@ def describe(rollouts: Rollouts, names: Sequence[str], step: int, limit: int) ->
     }
     for name, column in zip(names, np.concatenate(scores).T, strict=True):
         found |= {f"rewards/{name}/mean": _mean(column), f"rewards/{name}/std": _std(column)}
-    if not ended.any():
-        text = f"step {step + 1}: every completion was cut at {limit} tokens (completions/clipped_ratio = 1)"
-        warnings.warn(text, SanovWarning, stacklevel=4)
     return found
 
 

@@ -7,7 +7,7 @@ import sqlite3
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ __all__ = ["LocalTeacher", "RecordedTeacher", "TokenTeacher", "check_tokenizers"
 TOGETHER = 4096  # tokens of a forward pass
 
 
+@runtime_checkable
 class TokenTeacher(Protocol):
     """What is asked of a teacher."""
 
@@ -56,7 +57,9 @@ class LocalTeacher:
         """Return the log-probability of each token of the completions of some rows; 0 elsewhere."""
         found = torch.zeros((len(rows), rollouts.ids.shape[1]), device=rollouts.ids.device)
         for part, completion, values in self._passes(rollouts, rows, temperature, logits=False):
-            inner = torch.zeros(completion.shape, device=values.device).masked_scatter(completion, values.float())
+            found = found.to(values.dtype)
+            inner = torch.zeros(completion.shape, dtype=values.dtype, device=values.device)
+            inner = inner.masked_scatter(completion, values)
             found[part.to(found.device), : completion.shape[1]] = inner.to(found.device)
         return found
 
@@ -66,10 +69,10 @@ class LocalTeacher:
         """Return the log-probabilities of the whole vocabulary at each token of the completions; 0 elsewhere."""
         found: Tensor | None = None
         for part, completion, values in self._passes(rollouts, rows, temperature, logits=True):
-            values = (values.float() / temperature).log_softmax(dim=-1).to(rollouts.ids.device)
+            values = (values / temperature).log_softmax(dim=-1).to(rollouts.ids.device)
             if found is None:
                 shape = (len(rows), rollouts.ids.shape[1], values.shape[1])
-                found = torch.zeros(shape, device=rollouts.ids.device)
+                found = torch.zeros(shape, dtype=values.dtype, device=values.device)
             where = torch.nonzero(completion.to(rollouts.ids.device))
             found[part.to(found.device)[where[:, 0]], where[:, 1]] = values
         return torch.zeros(0, rollouts.ids.shape[1], 0) if found is None else found
@@ -84,7 +87,8 @@ class LocalTeacher:
         rows = rows.cpu()
         while len(order):
             width = int(rollouts.lengths[rows[order[0]]])
-            part, order = order.split([min(max(TOGETHER // width, 1), len(order)), max(len(order) - max(TOGETHER // width, 1), 0)])
+            size = max(TOGETHER // width, 1)
+            part, order = order[:size], order[size:]
             chosen = rows[part].to(rollouts.ids.device)
             ids = rollouts.ids[chosen, :width].to(device)
             completion = rollouts.completion[chosen, :width].to(device)

@@ -31,7 +31,7 @@ __all__ = [
     "token_advantages",
 ]
 
-Estimator = Literal["k2", "k3", "k3_is", "exact"]
+Estimator = Literal["k1", "k2", "k3", "k3_is", "exact"]
 Mask = Literal["none", "response", "group"]
 Denominator = Literal["all_tokens", "masked_tokens"]
 Schedule = Literal["constant", "linear", "cosine", "exponential"]
@@ -83,10 +83,7 @@ def distillation_values(
     ---------
     xu2025kdrl, App. A.3.
     """
-    if estimator == "k1":
-        fix = "use k2, or combine=advantage"
-        found = "k1 as a loss has zero expected gradient: the teacher would not matter"
-        raise InputError(found, where="kd.estimator", fix=fix)
+    refuse_k1(estimator)
     if estimator not in ("k2", "k3", "k3_is"):
         raise InputError(f"it is {estimator!r}", where="estimator", expected="k2, k3 or k3_is")
     gap = torch.where(mask, log_policy - log_teacher.detach(), 0.0)
@@ -103,6 +100,13 @@ def distillation_values(
         slope = slope * mask
     moved = torch.where(mask, log_policy, 0.0)
     return (values * mask) + slope * (moved - moved.detach())
+
+
+def refuse_k1(estimator: Estimator) -> None:
+    """Refuse the estimator whose expected gradient is zero."""
+    if estimator == "k1":
+        found = "k1 as a loss has zero expected gradient: the teacher would not matter"
+        raise InputError(found, where="kd.estimator", fix="use k2, or kd.combine=advantage")
 
 
 def exact_values(

@@ -30,6 +30,7 @@ from sanov.systems.kdrl.losses import (
     distillation_mask,
     distillation_values,
     exact_values,
+    refuse_k1,
     return_to_go,
     token_advantages,
 )
@@ -40,7 +41,6 @@ KD = "kd"
 LARGEST_EXACT = 4096  # tokens of a vocabulary beyond which the exact divergence is refused
 SURFACES = ("advantage", "opd", "opd_then_rl", "srpo", "hdpo", "rlsd", "trrd")  # all in the surrogate
 EVERYWHERE = ("opd", "opd_then_rl", "rlsd", "trrd")  # ways that ask the teacher about every completion
-MIN_ENTROPY = 0.1  # share of its start below which entropy has collapsed
 
 
 class Distillation(Options):
@@ -107,7 +107,7 @@ class KdSignal(Signal):
         if kd.schedule == "linear" and decay is None and share is None:
             decay = 5e-5
         self.beta = coefficient(kd.schedule, kd.beta, kd.beta_end, steps, decay=decay, share=share)
-        self.temperature, self.mask_eos, self.group_size, self.entropy = 1.0, bool(kd.mask_eos), 1, 0.0
+        self.temperature, self.mask_eos, self.group_size = 1.0, bool(kd.mask_eos), 1
 
     @property
     def components(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -165,10 +165,11 @@ class KdSignal(Signal):
             if not isinstance(self.teacher, LocalTeacher):
                 raise InputError("the teacher gives sampled tokens alone", where="kd.estimator", fix="use k2")
             logits = self.teacher.logits(rollouts, rows, self.temperature)
-            whole = torch.zeros((*rollouts.ids.shape, logits.shape[-1]), device=logits.device)
+            shape = (*rollouts.ids.shape, logits.shape[-1])
+            whole = torch.zeros(shape, dtype=logits.dtype, device=logits.device)
             whole[rows] = logits
             rollouts.tokens["teacher_logits"] = whole
-            found = logits.gather(-1, rollouts.ids[rows].unsqueeze(-1)).squeeze(-1)
+            found = logits.gather(-1, rollouts.ids[rows].unsqueeze(-1)).squeeze(-1).to(rollouts.log_probs.dtype)
         else:
             found = self.teacher.log_probs(rollouts, rows, self.temperature).to(rollouts.log_probs.dtype)
         bad = ~torch.isfinite(found) & rollouts.tokens["kd_mask"][rows]
@@ -306,6 +307,8 @@ class KdSignal(Signal):
 
 
 def _check(kd: Distillation, teacher: TokenTeacher | None) -> None:
+    if kd.combine == "loss":
+        refuse_k1(kd.estimator)
     if kd.beta_end > kd.beta and kd.schedule != "constant":
         found = f"it is {kd.beta_end}, above kd.beta = {kd.beta}"
         raise InputError(found, where="kd.beta_end", expected="at most kd.beta", fix="kd.schedule=constant, or lower it")
