@@ -26,7 +26,9 @@ __all__ = [
     "is_encoder",
     "load_classifier",
     "load_encoder",
+    "load_tokenizer",
     "new_classifier",
+    "told",
 ]
 
 TOGETHER = 512  # texts that are sorted by length at a time
@@ -143,25 +145,57 @@ def _load(
     """Model, tokenizer, and names of the weights that the folder does not hold."""
     transformers = require("transformers", "language")
     folder = str(directory)
-    try:
-        with _silenced(transformers.utils.logging):
-            tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
-            model, loaded = getattr(transformers, kind).from_pretrained(
-                folder, local_files_only=True, output_loading_info=True, **settings
-            )
-    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
-        reason = str(error).strip().splitlines()[0]
-        what = "an encoder" if kind == "AutoModel" else "a classifier"
-        raise InputError(f"cannot be loaded as {what} with its tokenizer ({reason})", where=folder) from None
-    names = set(tokenizer.vocab_files_names.values())
-    if names and not any((Path(folder) / name).is_file() for name in names):
-        # without these the library makes an empty tokenizer, to which all words are the same
-        fix = "save the tokenizer there too, by its save_pretrained"
-        raise InputError(f"the folder has no tokenizer ({' or '.join(sorted(names))})", where=folder, fix=fix)
+    tokenizer = load_tokenizer(folder)
+    what = "an encoder" if kind == "AutoModel" else "a classifier"
+    with told(f"cannot be loaded as {what}", folder):
+        model, loaded = getattr(transformers, kind).from_pretrained(
+            folder, local_files_only=True, output_loading_info=True, **settings
+        )
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.eos_token
         model.config.pad_token_id = tokenizer.pad_token_id
     return model, tokenizer, sorted(loaded["missing_keys"])
+
+
+def load_tokenizer(directory: str | Path, **settings: Any) -> Any:
+    """Load a tokenizer from a folder.
+
+    Parameters
+    ----------
+    directory
+        Where its `save_pretrained` wrote it.
+    settings
+        Passed on.
+
+    Raises
+    ------
+    InputError
+        There is none, or it cannot be read.
+    MissingExtra
+        Without transformers.
+    """
+    transformers = require("transformers", "language")
+    folder = str(directory)
+    with told("its tokenizer cannot be loaded", folder):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True, **settings)
+    names = set(tokenizer.vocab_files_names.values())
+    if names and not settings and not any((Path(folder) / name).is_file() for name in names):
+        # without these the library makes an empty tokenizer, to which all words are the same
+        fix = "save the tokenizer there too, by its save_pretrained"
+        raise InputError(f"the folder has no tokenizer ({' or '.join(sorted(names))})", where=folder, fix=fix)
+    return tokenizer
+
+
+@contextmanager
+def told(what: str, folder: str) -> Iterator[None]:
+    """Turn what the library says of a folder that it cannot read into one message, and keep its reports off the screen."""
+    transformers = require("transformers", "language")
+    try:
+        with _silenced(transformers.utils.logging):
+            yield
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(f"{what} ({reason})", where=folder) from None
 
 
 @contextmanager
