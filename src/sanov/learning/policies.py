@@ -31,10 +31,9 @@ from sanov.learning.policy import Grpo, Optimisation, Signal
 from sanov.learning.policy import fit as fit_policy
 from sanov.learning.processes import every_process, place
 from sanov.learning.rollouts import Rollout, Tokenizer, context_of, encoded
-from sanov.nets.foreign_causal import load_causal, save_causal
+from sanov.nets.causal import load_model, load_tokenizer, save_model, weights_digest
 from sanov.nets.sampling import keyed_uniforms, sample
 from sanov.nets.transformer import Decoder, Shape
-from sanov.nets.vocabulary import load_tokenizer
 
 __all__ = ["Completed", "Evaluation", "Fitted", "Start", "Tasks", "answer", "complete", "fit", "open_policy", "read"]
 
@@ -137,9 +136,9 @@ def open_policy(
         The folder cannot be read, or there is nothing to imitate.
     """
     if folder:
-        return load_causal(folder), load_tokenizer(folder)
+        return load_model(folder), load_tokenizer(folder)
     if kept is not None and (kept / "config.json").is_file():
-        return load_causal(kept), load_tokenizer(kept)
+        return load_model(kept), load_tokenizer(kept)
     from sanov.data.tokens import CharTokenizer
 
     tokenizer = CharTokenizer()
@@ -160,8 +159,7 @@ def open_policy(
         )
     if kept is not None and place()[0] == 0:
         with files.atomic_folder(kept) as temporary:
-            save_causal(model, temporary)
-            tokenizer.save(temporary)
+            save_model(model, temporary, tokenizer)
     return model, tokenizer
 
 
@@ -322,13 +320,12 @@ class Fitted:
         """
         folder = Path(folder)
         (folder / SEAL).unlink(missing_ok=True)
-        save_causal(self.model, folder)
-        self.tokenizer.save(folder)
+        save_model(self.model, folder, self.tokenizer)
         buffer = io.BytesIO()
         self.history.write_csv(buffer)
         files.write_bytes(folder / HISTORY, buffer.getvalue())
         tree = {"sanov": __version__, "system": self.system, "config": self.config, "results": self.results}
-        files.write_json(folder / SEAL, {**files.plain(tree), "weights": files.digest(folder / "model.safetensors")})
+        files.write_json(folder / SEAL, {**files.plain(tree), "weights": weights_digest(folder)})
 
     @classmethod
     def load(cls, folder: str | Path) -> Fitted:
@@ -347,11 +344,11 @@ class Fitted:
             fix = "a fit that was stopped goes on with --resume"
             raise InputError(f"holds no finished policy (no {SEAL})", where=str(folder), fix=fix)
         tree = files.read_json(folder / SEAL)
-        if files.digest(folder / "model.safetensors") != tree["weights"]:
+        if weights_digest(folder) != tree["weights"]:
             raise InputError(f"the weights are not those that {SEAL} describes", where=str(folder), fix="fit again")
         history = pl.read_csv(folder / HISTORY) if (folder / HISTORY).is_file() else pl.DataFrame()
         about = {"config": tree["config"], "results": tree["results"], "history": history}
-        return cls(tree["system"], load_causal(folder), load_tokenizer(folder), **about)
+        return cls(tree["system"], load_model(folder), load_tokenizer(folder), **about)
 
 
 def fit(

@@ -16,9 +16,8 @@ from torch import Tensor, nn
 
 from sanov.core.errors import InputError
 from sanov.learning.rollouts import Rollouts, Tokenizer
-from sanov.nets.foreign_causal import load_causal
+from sanov.nets.causal import load_model, load_tokenizer
 from sanov.nets.reads import Read
-from sanov.nets.vocabulary import load_tokenizer
 
 __all__ = ["LocalTeacher", "RecordedTeacher", "TokenTeacher", "check_tokenizers", "open_teacher"]
 
@@ -212,7 +211,7 @@ def open_teacher(teacher: str | Path, record: str | Path = "") -> TokenTeacher:
     elif teacher and Path(teacher).is_file():
         found = RecordedTeacher(teacher)
     elif teacher:
-        found = LocalTeacher(load_causal(teacher), load_tokenizer(teacher))
+        found = LocalTeacher(load_model(teacher), load_tokenizer(teacher))
     return RecordedTeacher(record, found) if record or found is None else found
 
 

@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sanov.core import files
-from sanov.core.errors import InputError, require
+from sanov.core.errors import InputError
 from sanov.data.tokens import CharTokenizer
+from sanov.nets import foreign
 
 __all__ = ["Vocabulary", "load_tokenizer"]
 
@@ -90,10 +91,4 @@ def load_tokenizer(folder: str | Path) -> CharTokenizer | Vocabulary:
         tree = files.read_json(path)
         if isinstance(tree, dict) and len(tree.get("model", {}).get("vocab", ())) == CharTokenizer.vocabulary:
             return CharTokenizer.load(folder)
-    transformers = require("transformers", "language")
-    try:
-        tokenizer = transformers.AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-    except (OSError, ValueError, KeyError) as error:
-        reason = str(error).strip().splitlines()[0]
-        raise InputError(f"there is no tokenizer ({reason})", where=str(folder)) from None
-    return Vocabulary(tokenizer, str(folder))
+    return Vocabulary(foreign.load_tokenizer(folder), str(folder))

@@ -1,0 +1,72 @@
+"""A causal language model and its tokenizer, from a folder and into one that transformers loads."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from sanov.core import files
+from sanov.core.errors import InputError
+from sanov.nets.foreign_causal import ForeignCausal, load_causal
+from sanov.nets.shapes import strange
+from sanov.nets.transformer import Decoder, load_decoder, save_decoder
+from sanov.nets.vocabulary import load_tokenizer
+
+__all__ = ["load_model", "load_tokenizer", "save_model", "weights_digest"]
+
+
+def load_model(directory: str | Path) -> Decoder | ForeignCausal:
+    """Load a causal language model: a plain Llama as our decoder, without transformers, any other by it.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be read, or weights are missing.
+    MissingExtra
+        As `foreign_causal.load_causal`.
+    """
+    place = Path(directory)
+    config = place / "config.json"
+    plain = config.is_file() and not (place / "adapter_config.json").is_file()
+    if plain and not strange(files.read_json(config)):
+        return load_decoder(place).eval()
+    model: Decoder | ForeignCausal = load_causal(place)[0]
+    return model.eval()
+
+
+def save_model(model: Decoder | ForeignCausal, directory: str | Path, tokenizer: Any) -> None:
+    """Write a model and its tokenizer into a folder.
+
+    Parameters
+    ----------
+    model
+        As `load_model` returns it.
+    directory
+        A folder; it is made where it is missing.
+    tokenizer
+        `data.tokens.CharTokenizer` or `Vocabulary`; what ends a text is written down with the model.
+
+    Raises
+    ------
+    InputError
+        The place cannot be written.
+    """
+    folder = Path(directory)
+    tokenizer.save(folder)
+    if isinstance(model, Decoder):
+        known = {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad, "bos_token_id": tokenizer.bos}
+        for name, token in known.items():
+            if model.special_tokens.get(name) is None:
+                model.special_tokens[name] = token
+        save_decoder(model, folder)
+    else:
+        wrapped: Any = model.wrapped
+        try:
+            wrapped.save_pretrained(str(folder))
+        except OSError as error:
+            raise InputError(f"cannot be written ({error})", where=str(folder)) from None
+
+
+def weights_digest(directory: str | Path) -> str:
+    """SHA-256 (hex) of the files of weights in a folder."""
+    return files.digest([[path.name, files.digest(path)] for path in sorted(Path(directory).glob("*.safetensors"))])
