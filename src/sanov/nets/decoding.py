@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -14,6 +14,7 @@ from sanov.nets.shapes import Shape, rope_frequencies
 __all__ = ["CachedDecoding", "Decoding", "effective_weight", "turned", "turns"]
 
 
+@runtime_checkable
 class Decoding(Protocol):
     """What sampling asks of a model: prompts once, then a token a row, over rows that it may repeat and drop."""
 
