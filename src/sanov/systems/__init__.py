@@ -37,6 +37,18 @@ class Row(NamedTuple):
 
 SYSTEMS: tuple[Row, ...] = (
     Row(
+        name="kdrl",
+        title="distillation joined with reinforcement learning",
+        paper="xu2025kdrl",
+        model="a student policy",
+        reference="its teacher, tilted by the reward",
+        divergence="reverse KL and policy gradient",
+        question="Can I train a small reasoner from a teacher and a verifier at once?",
+        fits="yes",
+        extras="torch",
+        module="sanov.systems.kdrl",
+    ),
+    Row(
         name="lelp",
         title="learning embedding linear projections",
         paper="loo2024lelp",
