@@ -190,7 +190,7 @@ PAPER = {
     },
     "student": {
         "shape": {"width": 128, "layers": 4, "heads": 4, "mlp": 384, "context": 96},
-        "steps": 1500, "every": 25, "batch_size": 64, "learning_rate": 1e-3, "judged": 200, "until": 25.0, "limit": 32,
+        "steps": 1500, "every": 25, "batch_size": 64, "learning_rate": 2e-3, "judged": 200, "until": 20.0, "limit": 32,
     },
 }  # fmt: skip
 
