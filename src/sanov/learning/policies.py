@@ -35,7 +35,22 @@ from sanov.nets.causal import load_model, load_tokenizer, save_model, weights_di
 from sanov.nets.sampling import keyed_uniforms, sample
 from sanov.nets.transformer import Decoder, Shape
 
-__all__ = ["Completed", "Evaluation", "Fitted", "Start", "Tasks", "answer", "complete", "fit", "open_policy", "read"]
+__all__ = [
+    "Completed",
+    "Evaluation",
+    "Fitted",
+    "Start",
+    "Tasks",
+    "answer",
+    "apply",
+    "begin",
+    "complete",
+    "fit",
+    "imitated",
+    "open_policy",
+    "opened",
+    "read",
+]
 
 SEAL, HISTORY, RUN, CHECKPOINTS, START = "sanov.json", "history.csv", "run.json", "checkpoints", "start"
 TOGETHER = 256  # completions that are sampled at once
@@ -299,6 +314,12 @@ class Fitted:
         weights = sum(parameter.numel() for parameter in self.model.parameters())
         return f"<policy of {self.system}: {weights:,} weights>"
 
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but weights and history, as what JSON can hold."""
+        tree = {"sanov": __version__, "system": self.system, "config": self.config, "results": self.results}
+        found: dict[str, Any] = files.plain(tree)
+        return found
+
     def summary(self) -> str:
         """Return what was trained and how well it does, on one screen."""
         lines = [f"{self.system}: a policy of {sum(p.numel() for p in self.model.parameters()):,} weights"]
@@ -324,8 +345,7 @@ class Fitted:
         buffer = io.BytesIO()
         self.history.write_csv(buffer)
         files.write_bytes(folder / HISTORY, buffer.getvalue())
-        tree = {"sanov": __version__, "system": self.system, "config": self.config, "results": self.results}
-        files.write_json(folder / SEAL, {**files.plain(tree), "weights": weights_digest(folder)})
+        files.write_json(folder / SEAL, {**self.to_dict(), "weights": weights_digest(folder)})
 
     @classmethod
     def load(cls, folder: str | Path) -> Fitted:
@@ -409,6 +429,59 @@ def fit(
         resume=resume,
     )
     return written(system, model, tokenizer, config, history, {"prompts": len(train_on), "seed": seed, **noted}, out)
+
+
+def imitated(
+    data: Tasks,
+    *,
+    system: str,
+    config: Any,
+    opened: tuple[Any, Tokenizer],
+    seed: int,
+    out: str | Path | None,
+    resume: bool,
+) -> Fitted:
+    """Fine-tune a policy on the written solutions of its prompts, and write it down: no completion is sampled.
+
+    A step takes as many solutions as a step of `fit` samples completions.
+
+    Parameters
+    ----------
+    data, system, config, opened, seed, out, resume
+        As in `fit`.
+
+    Raises
+    ------
+    InputError
+        See `imitation.imitate`.
+    """
+    model, tokenizer = opened
+    training = config.training
+    train_on, held_out = divided(data.prompts, config.evaluation, seed)
+
+    def evaluate(policy: nn.Module, done: int) -> dict[str, float]:
+        return judged(policy, tokenizer, held_out, data.rewards, config.rollouts, config.evaluation.samples, seed)
+
+    history = imitate(
+        train_on,
+        model,
+        tokenizer,
+        steps=training.steps,
+        batch_size=config.rollouts.prompts_per_step * config.rollouts.group_size,
+        learning_rate=training.learning_rate,
+        weight_decay=training.weight_decay,
+        clip_norm=training.clip_norm,
+        rate=training.schedule,
+        warmup=training.warmup,
+        evaluate=evaluate if held_out is not None and data.rewards is not None else None,
+        evaluate_every=training.evaluate_every,
+        out=None if out is None else Path(out) / CHECKPOINTS,
+        checkpoint_every=training.checkpoint_every,
+        resume=resume,
+        parallel=training.parallel,
+        seed=seed,
+    )
+    return written(system, model, tokenizer, config, history, {"prompts": len(train_on), "seed": seed}, out)
 
 
 def written(
@@ -508,6 +581,49 @@ def judged(
         "validation_length": float(found.lengths.mean()),
         "validation_finished": float(found.finished.mean()),
     }
+
+
+def apply(system: str, data: Tasks, config: Any, fitted: Fitted | str | Path | None, seed: int) -> Answer:
+    """Complete prompts with a trained policy, and say how often it is right.
+
+    Parameters
+    ----------
+    system
+        Name of the system that asks.
+    data
+        What `read` returned.
+    config
+        Of its options, ``rollouts`` and ``evaluation.samples`` matter.
+    fitted
+        What `fit` returned, or its folder.
+    seed
+        Of the sampling.
+
+    Raises
+    ------
+    InputError
+        Nothing fitted was given, or a prompt does not fit the context.
+    """
+    policy = opened(fitted, system)
+    samples = config.evaluation.samples
+    found = complete(
+        policy.model, policy.tokenizer, data.prompts, data.rewards, config.rollouts, samples=samples, seed=seed
+    )
+    return answer(system, data, found, samples=samples)
+
+
+def opened(fitted: Fitted | str | Path | None, system: str) -> Fitted:
+    """Return a fitted policy from what `apply` was given.
+
+    Raises
+    ------
+    InputError
+        Nothing was given, or the folder holds no finished policy.
+    """
+    if fitted is None:
+        fix = f"first: sanov fit {system} PROMPTS --out DIR; then pass --fitted DIR"
+        raise InputError("there is no policy", where=system, fix=fix)
+    return fitted if isinstance(fitted, Fitted) else Fitted.load(fitted)
 
 
 def answer(

@@ -100,6 +100,30 @@ SYSTEMS: tuple[Row, ...] = (
 
 BASELINES: tuple[Row, ...] = (
     Row(
+        name="grpo",
+        title="group-relative policy optimisation",
+        paper="shao2024grpo",
+        model="a policy",
+        reference="rewards of its completions",
+        divergence="none: a policy gradient",
+        question="What do rewards alone give?",
+        fits="yes",
+        extras="torch",
+        module="sanov.baselines.grpo",
+    ),
+    Row(
+        name="sft",
+        title="supervised fine-tuning",
+        paper="ouyang2022instructgpt",
+        model="a policy",
+        reference="written solutions",
+        divergence="forward KL",
+        question="What do written solutions alone give?",
+        fits="yes",
+        extras="torch",
+        module="sanov.baselines.sft",
+    ),
+    Row(
         name="distillation",
         title="textbook distillation",
         paper="hinton2015distilling",

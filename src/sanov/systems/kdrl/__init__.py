@@ -26,14 +26,12 @@ from pathlib import Path
 from typing import Any
 
 from sanov.core.answers import Answer
-from sanov.core.errors import InputError
 from sanov.core.options import Options, option
 from sanov.learning import policies
-from sanov.learning.imitation import imitate
 from sanov.learning.policies import Evaluation, Fitted, Start, Tasks
 from sanov.learning.policy import Grpo, Optimisation
 from sanov.learning.rollouts import Rollout
-from sanov.learning.token_teachers import LocalTeacher, TokenTeacher, open_teacher
+from sanov.learning.token_teachers import TokenTeacher, open_teacher
 from sanov.systems.kdrl.losses import (
     coefficient,
     distillation_mask,
@@ -128,45 +126,17 @@ def fit(
     policies.begin(out, data, config, seed, resume)
     kept = None if out is None else Path(out) / policies.START
     opened = policies.open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept)
+    how: dict[str, Any] = {"system": "kdrl", "config": config, "opened": opened, "seed": seed, "out": out, "resume": resume}
     if config.kd.combine == "sft":
-        return _imitated(data, config, opened, seed=seed, out=out, resume=resume)
+        return policies.imitated(data, **how)
     signals = [] if config.kd.combine == "grpo" else [signal]
-    return policies.fit(
-        data, system="kdrl", config=config, signals=signals, opened=opened, seed=seed, out=out, resume=resume
-    )
+    return policies.fit(data, signals=signals, **how)
 
 
 def _teacher(config: Config) -> TokenTeacher | None:
     if not config.teacher and not config.record:
         return None
     return open_teacher(config.teacher, config.record)
-
-
-def _imitated(
-    data: Tasks, config: Config, opened: tuple[Any, Any], *, seed: int, out: str | Path | None, resume: bool
-) -> Fitted:
-    """Fine-tune on written solutions alone."""
-    model, tokenizer = opened
-    training = config.training
-    history = imitate(
-        data.prompts,
-        model,
-        tokenizer,
-        steps=training.steps,
-        batch_size=config.rollouts.prompts_per_step * config.rollouts.group_size,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
-        rate=training.schedule,
-        warmup=training.warmup,
-        out=None if out is None else Path(out) / policies.CHECKPOINTS,
-        checkpoint_every=training.checkpoint_every,
-        resume=resume,
-        parallel=training.parallel,
-        seed=seed,
-    )
-    found = {"prompts": len(data.prompts), "seed": seed}
-    return policies.written("kdrl", model, tokenizer, config, history, found, out)
 
 
 def apply(data: Tasks, config: Config, *, fitted: Fitted | str | Path | None = None, seed: int = 0) -> Answer:
@@ -188,12 +158,4 @@ def apply(data: Tasks, config: Config, *, fitted: Fitted | str | Path | None = N
     InputError
         Nothing fitted was given, or a prompt does not fit the context.
     """
-    if fitted is None:
-        fix = "first: sanov fit kdrl PROMPTS --out DIR; then pass --fitted DIR"
-        raise InputError("there is no policy", where="kdrl", fix=fix)
-    policy = fitted if isinstance(fitted, Fitted) else Fitted.load(fitted)
-    samples = config.evaluation.samples
-    found = policies.complete(
-        policy.model, policy.tokenizer, data.prompts, data.rewards, config.rollouts, samples=samples, seed=seed
-    )
-    return policies.answer("kdrl", data, found, samples=samples)
+    return policies.apply("kdrl", data, config, fitted, seed)
