@@ -1,138 +1,178 @@
-"""Prompts with everything that is known of each: the table that a policy answers, from memory or from a file."""
+"""Prompts from files and frames as people have them: TRL's and verl's columns, GSM8K's and MATH's; and generated ones.
+
+What every table needs is a column ``prompt``. These layouts are known besides:
+
+==================================== ================================================================================
+columns                              become
+==================================== ================================================================================
+verl: ``reward_model.ground_truth``  ``answer``, where there is none
+``question``, ``answer`` (GSM8K)     ``prompt``; the text is the ``solution``, the number after ``####`` the ``answer``
+``problem``, ``answer`` (MATH)       ``prompt``
+==================================== ================================================================================
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+import difflib
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-import numpy as np
-from jaxtyping import Int64
-
-from sanov.core import files
+from sanov.core import frames
 from sanov.core.errors import InputError
+from sanov.data import tasks
+from sanov.data.prompt_rows import PASSED, SPLITS, Message, Prompts, concatenate, split_of
 
-__all__ = ["PASSED", "SPLITS", "Message", "Prompts", "concatenate", "split_of"]
+__all__ = ["PASSED", "SPLITS", "Message", "Prompts", "concatenate", "read", "split_of", "usual_rewards"]
 
-Message = Mapping[str, Any]
-SPLITS = ("train", "validation", "test")
-# What a reward function is handed besides the columns; no column may have such a name.
-PASSED = ("prompts", "completions", "completion_ids", "trainer_state", "log_extra", "log_metric", "environments")
+TEXTS = (
+    "prompt",
+    "question",
+    "problem",
+    "answer",
+    "solution",
+)  # columns that stay text, even if they look like numbers
+MARK = "####"
+Columns = dict[str, list[Any]]
 
 
-@dataclass(frozen=True, eq=False)
-class Prompts:
-    """A table of prompts.
+def read(sources: Any) -> Prompts:
+    """Return the prompts of one source, or of several one after the other.
 
     Parameters
     ----------
-    prompts
-        Text, or a list of chat messages (``{"role": ..., "content": ...}``); all of one kind.
-    columns
-        Every other column by its name. Reward functions get them by these names. Where there are worked answers,
-        ``solution`` holds them.
-    name
-        What to call the table in a message.
+    sources
+        Paths (JSONL, Parquet, CSV and what else `frames.read_frame` reads), data frames, mappings of columns, `Prompts`, or
+        ``embedded:NAME`` and ``reasoning_gym:NAME``, which are generated (`tasks.resolve`).
 
     Raises
     ------
     InputError
-        No rows, a prompt that is missing, empty or of another kind, a column of another length or of a name that is taken.
+        No source, an empty file, no column of prompts, a prompt that is missing, or files of different columns.
     """
-
-    prompts: tuple[str | Sequence[Message], ...]
-    columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
-    name: str = "the prompts"
-
-    def __post_init__(self) -> None:
-        if not self.prompts:
-            raise InputError("has no rows", where=self.name, expected="at least one prompt")
-        for row, prompt in enumerate(self.prompts, start=1):
-            _check_prompt(prompt, self.chat, f"{self.name}, row {row}")
-        for column, cells in self.columns.items():
-            if column in (*PASSED, "prompt"):
-                found = f"a column is called {column!r}, the name of something that reward functions get"
-                raise InputError(found, where=self.name, fix="rename the column")
-            if len(cells) != len(self):
-                found = f"the column {column!r} has {len(cells)} cells"
-                raise InputError(found, where=self.name, expected=f"{len(self)}, one a prompt")
-
-    def __len__(self) -> int:
-        return len(self.prompts)
-
-    @property
-    def chat(self) -> bool:
-        """Whether the prompts are lists of chat messages."""
-        return not isinstance(self.prompts[0], str)
-
-    def row(self, index: int) -> dict[str, Any]:
-        """Return the cells of one row by the names of their columns, with its ``prompt``."""
-        return {"prompt": self.prompts[index], **{name: cells[index] for name, cells in self.columns.items()}}
-
-    def take(self, index: Iterable[int] | Int64[np.ndarray, " chosen"]) -> Prompts:
-        """Return some of the rows, in the order asked for; a row may be asked for more than once."""
-        rows = [int(row) for row in index]
-        columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
-        return Prompts(tuple(self.prompts[row] for row in rows), columns, self.name)
-
-    def part(self, split: str) -> Prompts:
-        """Return the rows of one split, by `split_of`.
-
-        Raises
-        ------
-        InputError
-            Unknown split, or one without rows.
-        """
-        check_split(split)
-        rows = [row for row, prompt in enumerate(self.prompts) if split_of(prompt) == split]
-        if not rows:
-            raise InputError(f"none of its {len(self)} rows is in the {split} part", where=self.name)
-        return self.take(rows)
-
-    def digest(self) -> str:
-        """SHA-256 (hex) of prompts and columns; the table's name does not count."""
-        columns = [[name, list(cells)] for name, cells in sorted(self.columns.items())]
-        return files.digest([list(self.prompts), columns])
+    several = list(sources) if isinstance(sources, list | tuple) else [sources]
+    if not several:
+        raise InputError("no prompts were given", fix="name a file with a column `prompt`, or embedded:chain_sum")
+    tables = [_table(tasks.resolve(source)) for source in several]
+    for source, table in zip(several, tables, strict=True):
+        if table.columns.keys() != tables[0].columns.keys() and not any(map(tasks.is_named, several)):
+            found = f"has the columns {', '.join(table.columns) or 'of prompts alone'}"
+            expected = f"those of {tables[0].name} ({', '.join(tables[0].columns) or 'prompts alone'})"
+            raise InputError(found, where=frames.name_of(source), expected=expected)
+    return tables[0] if len(tables) == 1 else concatenate(tables)
 
 
-def split_of(prompt: str | Sequence[Message]) -> str:
-    """Return the split of a prompt: its SHA-256 modulo 10 is 0 for ``test``, 1 for ``validation``, else ``train``.
-
-    It depends on the prompt alone, so that no prompt is in two splits, whatever table it came with.
-    """
-    text = prompt if isinstance(prompt, str) else files.to_json(prompt)
-    return {0: "test", 1: "validation"}.get(int(files.digest(text.encode()), 16) % 10, "train")
-
-
-def check_split(split: str) -> None:
-    """Refuse a split that there is not."""
-    if split not in SPLITS:
-        raise InputError(f"the split is {split!r}", expected=" or ".join(SPLITS))
-
-
-def concatenate(tables: Sequence[Prompts], name: str | None = None) -> Prompts:
-    """Return the rows of several tables as one; a column that a table does not have is None there."""
-    columns = dict.fromkeys(column for table in tables for column in table.columns)
-    cells = {
-        column: [cell for table in tables for cell in table.columns.get(column, [None] * len(table))]
-        for column in columns
-    }
-    prompts = tuple(prompt for table in tables for prompt in table.prompts)
-    return Prompts(prompts, cells, name or " and ".join(dict.fromkeys(table.name for table in tables)))
+def usual_rewards(table: Prompts) -> list[str]:
+    """Return the built-in rewards that fit the columns of a table; none where that cannot be told."""
+    columns = table.columns
+    if "task" in columns and all(tasks.is_known(task) for task in set(columns["task"])):
+        return ["task"]
+    if "answer" not in columns:
+        return []
+    if "numbers" in columns:
+        return ["countdown"]
+    if all(MARK in str(text) for text in columns.get("solution", ("",))):
+        return ["number"]
+    sources = " ".join(map(str, set(columns.get("data_source", ())))).lower()
+    if "gsm8k" in sources:
+        return ["number"]
+    boxed = all(r"\boxed" in str(text) for text in columns.get("solution", ("",)))
+    return ["math"] if boxed or "math" in sources else []
 
 
-def _check_prompt(prompt: Any, chat: bool, where: str) -> None:
-    if prompt is None:
-        raise InputError("the prompt is missing", where=where, expected="text or a list of chat messages")
-    if not isinstance(prompt, str | list | tuple):
-        found = f"the prompt is a {type(prompt).__name__}"
-        raise InputError(found, where=where, expected="text or a list of chat messages")
-    if isinstance(prompt, str) is chat:
-        raise InputError("is text among chat messages, or the reverse", where=where, expected="prompts of one kind")
-    if len(prompt) == 0:
-        raise InputError("the prompt is empty", where=where, fix="remove the row")
-    if chat:
-        for message in prompt:
-            if not (isinstance(message, Mapping) and isinstance(message.get("role"), str) and "content" in message):
-                found = f"a message is {message!r:.80}"
-                raise InputError(found, where=where, expected="an object with 'role' and 'content'")
+# -- one source -------------------------------------------------------------------------------------------------------
+
+
+def _table(source: Any) -> Prompts:
+    if isinstance(source, Prompts):
+        return source
+    name = frames.name_of(source)
+    if frames.is_path(source) and Path(source).suffix.lower() in (".jsonl", ".ndjson"):
+        columns = _json_columns(Path(source))
+    else:
+        frame = frames.read_frame(source, text=TEXTS)
+        columns = {column.name: column.to_list() for column in frame}
+    prompts, rest = _arranged(columns, name)
+    return Prompts(tuple(map(_without_gaps, prompts)), rest, name)
+
+
+def _json_columns(path: Path) -> Columns:
+    """Cells as they stand in the file: a frame would give each column one type, and messages each other's fields."""
+    rows = []
+    for number, line in enumerate(_lines(path), start=1):
+        if line.strip():
+            rows.append(_object(line, f"{path}, line {number}"))
+    if not rows:
+        raise InputError("has no rows", where=str(path), expected="one JSON object a line")
+    names = dict.fromkeys(name for row in rows for name in row)
+    return {name: [row.get(name) for row in rows] for name in names}
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8-sig").split("\n")
+    except FileNotFoundError:
+        siblings = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, siblings, n=1)
+        fix = f"did you mean '{path.with_name(near[0])}'?" if near else None
+        raise InputError("no such file", where=str(path), fix=fix) from None
+    except UnicodeDecodeError:
+        raise InputError("is not encoded in UTF-8", where=str(path), fix="save it as UTF-8") from None
+    except OSError as error:
+        raise InputError(f"cannot be read ({error.strerror})", where=str(path)) from None
+
+
+def _object(line: str, where: str) -> dict[str, Any]:
+    try:
+        row = json.loads(line)
+    except ValueError as error:
+        raise InputError(f"is not JSON ({error})", where=where) from None
+    if not isinstance(row, dict):
+        raise InputError(f"is a {type(row).__name__}", where=where, expected="an object")
+    return row
+
+
+# -- layouts ----------------------------------------------------------------------------------------------------------
+
+
+def _arranged(columns: Columns, name: str) -> tuple[list[Any], Columns]:
+    """Return the prompts, and the other columns by the names that this package has for them."""
+    rest = dict(columns)
+    if "prompt" in rest:
+        prompts = rest.pop("prompt")
+    elif {"question", "answer"} <= rest.keys():
+        prompts, rest = rest.pop("question"), _marked(rest)
+    elif {"problem", "answer"} <= rest.keys():
+        prompts = rest.pop("problem")
+    else:
+        found = f"has no column 'prompt'; its columns are: {', '.join(columns)}"
+        fix = "rename the column of prompts"
+        raise InputError(found, where=name, expected="a column 'prompt' (or question and answer)", fix=fix)
+    truths = [
+        model.get("ground_truth") if isinstance(model, Mapping) else None for model in rest.get("reward_model", ())
+    ]
+    if truths and "answer" not in rest:
+        rest["answer"] = truths
+    return prompts, rest
+
+
+def _marked(columns: Columns) -> Columns:
+    """Where every answer is a text that ends in ``#### number``, the text is the solution and the number the answer."""
+    answers = columns["answer"]
+    if "solution" in columns or not all(isinstance(text, str) and MARK in text for text in answers):
+        return columns
+    numbers = [text.rpartition(MARK)[2].strip().replace(",", "") for text in answers]
+    return {**columns, "solution": answers, "answer": numbers}
+
+
+def _without_gaps(prompt: Any) -> Any:
+    """Drop from messages the fields that a table of one type gave them and that hold nothing."""
+    if not isinstance(prompt, Sequence) or isinstance(prompt, str):
+        return prompt
+    return [
+        {key: cell for key, cell in message.items() if cell is not None or key == "content"}
+        if isinstance(message, Mapping)
+        else message
+        for message in prompt
+    ]

@@ -20,8 +20,10 @@ from jaxtyping import Float64
 
 from sanov.core.errors import InputError, SanovError, SanovWarning
 from sanov.core.user_code import load_function, place_of
-from sanov.data.prompts import PASSED, Prompts
-from sanov.data.tasks import TASKS
+from sanov.data.gym import GymVerifier
+from sanov.data.math_answers import Math
+from sanov.data.prompt_rows import PASSED, Prompts
+from sanov.data.tasks import verifier_of
 from sanov.data.verifiers import Countdown, Exact, Number, Verifier
 
 __all__ = ["BUILT_IN", "RewardFunction", "Rewards", "load"]
@@ -31,27 +33,27 @@ VARIADIC = (inspect.Parameter.VAR_KEYWORD, inspect.Parameter.VAR_POSITIONAL)
 
 
 class ByTask(Verifier):
-    """What the task of each row says, where a table has rows of several tasks; its name is in the column ``task``."""
+    """What the task of each row says; its name is in the column ``task``, and a table may have rows of several."""
 
     name = "task"
-    columns = ("task", "answer")
+    columns = ("task",)
 
     def answer(self, completion: str) -> str | None:
-        """Return what stands after the last colon."""
-        return completion.rpartition(":")[2] or None
+        """Return what stands after the last colon, as no row is known."""
+        return completion.rpartition(":")[2].strip() or None
 
     def is_right(self, completion: str, row: Mapping[str, Any]) -> bool:
         """Whether the task of this row takes the completion for right."""
-        return _verifier(row["task"]).is_right(completion, row)
+        return verifier_of(row["task"]).is_right(completion, row)
+
+    def gold(self, row: Mapping[str, Any]) -> str | None:
+        """Return the gold answer of the row's task."""
+        return verifier_of(row["task"]).gold(row)
 
 
-def _verifier(task: str) -> Verifier:
-    if task not in TASKS:
-        raise InputError(f"there is no task {task!r}", where="column 'task'", expected=" or ".join(TASKS))
-    return TASKS[task]().verifier
-
-
-BUILT_IN: dict[str, RewardFunction] = {built.name: built for built in (Exact(), Countdown(), Number(), ByTask())}
+BUILT_IN: dict[str, Verifier] = {
+    built.name: built for built in (Exact(), Countdown(), Number(), Math(), GymVerifier(), ByTask())
+}
 
 
 def load(reference: str) -> RewardFunction:

@@ -13,7 +13,7 @@ from typing import Any, ClassVar
 
 from sanov.core.errors import InputError
 from sanov.data import arithmetic
-from sanov.data.prompts import PASSED, Message, Prompts
+from sanov.data.prompt_rows import PASSED, Message, Prompts
 
 __all__ = ["Countdown", "Exact", "Number", "Verifier", "text_of"]
 
@@ -56,6 +56,10 @@ class Verifier(ABC):
     @abstractmethod
     def is_right(self, completion: str, row: Mapping[str, Any]) -> bool:
         """Whether the answer of a completion is right for a row."""
+
+    def same(self, first: str, second: str) -> bool:
+        """Whether two answers that `answer` returned are equal."""
+        return first == second
 
     def gold(self, row: Mapping[str, Any]) -> str | None:
         """Return a completion that is right for a row; None if the row holds none."""
@@ -139,7 +143,7 @@ class Number(Verifier):
 
     Reference
     ---------
-    cobbe2021training
+    cobbe2021gsm8k
     """
 
     name = "number"
