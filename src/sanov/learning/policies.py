@@ -60,9 +60,9 @@ EVALUATION = 7_919  # of the stream of random numbers that evaluations take: not
 class Evaluation(Options):
     """How a policy is judged."""
 
-    samples: int = option(8, "Completions of a prompt.", source="choice", unit="completions", ge=1)
+    samples: int = option(4, "Completions of a prompt.", source="choice", unit="completions", ge=1)
     share: float = option(0.1, "fit: share of the prompts that is held out to judge by.", source="choice", ge=0, lt=1)
-    prompts: int = option(200, "fit: most prompts that are held out.", source="choice", unit="prompts", ge=1)
+    prompts: int = option(100, "fit: most prompts that are held out.", source="choice", unit="prompts", ge=1)
 
 
 class Start(Options):
