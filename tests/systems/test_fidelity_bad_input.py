@@ -8,6 +8,7 @@ import pytest
 from typer.testing import CliRunner
 
 from sanov.cli import app
+from sanov.core.errors import SanovWarning
 
 ROWS = 40
 IDS = [f"q{row}" for row in range(ROWS)]
@@ -81,7 +82,40 @@ FILES = {
     "probabilities that do not sum to 1": (
         {"s.csv": predictions(**probabilities((0.5, 0.5), (0.6, 0.3)))},
         BOTH,
-        "s.csv, row 2: the probabilities sum to 0.9; expected 1. Pass logits=true if these are logits.",
+        "s.csv, row 2: the probabilities sum to 0.9; expected 1. Classes exclude one another here",
+    ),
+    "per cent": (
+        {"s.csv": predictions(**probabilities((60, 40), *[(33.3, 66.6)] * (ROWS - 1)))},
+        BOTH,
+        "s.csv, row 1: the probabilities sum to 100 (39 more such rows); expected 1. These are per cent: divide them by 100.",
+    ),
+    "logits above 0": (
+        {"s.csv": predictions(**probabilities(*[(2.5, 0.1)] * ROWS))},
+        BOTH,
+        "s.csv, row 1: the probabilities sum to 2.6 (39 more such rows); expected 1. Pass logits=true if these are logits",
+    ),
+    "a class without a column": (
+        {"s.csv": predictions(answers=["maybe", *LABELS[1:]], **probabilities(*[(0.25, 0.5)] * ROWS))},
+        BOTH,
+        "s.csv: there is no column 'prob_maybe', though 'maybe' is a prediction; expected a column for each class.",
+    ),
+    "a class without a column that the other file has": (
+        {
+            "t.csv": predictions(**probabilities(*[(0.25, 0.5)] * ROWS), prob_maybe=[0.25] * ROWS),
+            "s.csv": predictions(**probabilities(*[(0.25, 0.5)] * ROWS)),
+        },
+        BOTH,
+        "s.csv: there is no column prob_maybe; expected the classes of t.csv: yes, no, maybe.",
+    ),
+    "labels of another vocabulary": (
+        {"t.csv": predictions(label=[0, 1] * (ROWS // 2))},
+        BOTH,
+        "t.csv and s.csv: no answer of any system is ever a label: the answers are no, yes, the labels 0, 1; expected",
+    ),
+    "one system's answers of another vocabulary": (
+        {"s.csv": predictions(answers=[1, 0] * (ROWS // 2))},
+        BOTH,
+        "s.csv: no answer of the student is ever a label: the answers are 0, 1, the labels no, yes; expected answers",
     ),
     "a negative probability": (
         {"s.csv": predictions(**probabilities((1.5, -0.5)))},
@@ -315,6 +349,63 @@ def test_empty_rationales_are_named(told):
     assert "bleu" not in told({}, *BOTH, "map.rationale=")["values"]  # an empty name leaves the column out
 
 
-def test_labels_that_are_written_otherwise_are_doubted(told):
-    found = told({"t.csv": predictions(label=[0, 1] * (ROWS // 2))}, *BOTH)
-    assert "teacher: no answer is ever a label ('no', '0'): written alike?" in found["notes"]
+def test_labels_that_no_system_ever_gives_are_counted(told):
+    labels = ["Yes" if row % 4 == 0 else label for row, label in enumerate(LABELS)]
+    found = told({"t.csv": predictions(label=labels)}, *BOTH)
+    assert "10 of 40 labels are never an answer of any system (such as 'Yes'): written alike?" in found["notes"]
+    assert not [note for note in told({}, *BOTH)["notes"] if "never an answer" in note]
+
+
+def test_options_say_that_wrong_answers_are_answers(told):
+    """All labels are yes and every answer is no: of the declared answers, they are simply wrong."""
+    files = {
+        "t.csv": predictions(answers=["no"] * ROWS, label=["yes"] * ROWS),
+        "s.csv": predictions(answers=["no"] * ROWS),
+    }
+    found = told(files, *BOTH, "options=yes,no")
+    assert (found["values"]["teacher_accuracy"], found["values"]["agreement"]) == (0, 1)
+
+
+def test_rounded_probabilities_are_taken_and_that_is_said(told):
+    rounded = predictions(**probabilities((0.33, 0.66), (0.34, 0.67)))
+    found = told({"t.csv": predictions(**probabilities()), "s.csv": rounded}, *BOTH)
+    note = "the columns prob_... of s.csv are rounded to 2 decimals: 2 rows sum to 0.99 to 1.01, and are divided by their sum"
+    assert note in found["notes"]
+    p = [(0.33 / 0.99, 0.66 / 0.99), (0.34 / 1.01, 0.67 / 1.01), *[(0.5, 0.5)] * (ROWS - 2)]
+    expected = np.mean([0.5 * np.log(0.5 / a) + 0.5 * np.log(0.5 / b) for a, b in p])
+    assert found["values"]["forward_kl"] == pytest.approx(expected)
+
+
+def test_ids_of_text_are_compared_as_text(told):
+    ids = ["1", "1.0", *IDS[2:]]
+    files = {"t.csv": predictions(ids, label=LABELS), "s.csv": predictions(ids[::-1], LABELS[::-1])}
+    found = told(files, *BOTH)
+    assert found["values"]["agreement"] == 1
+    assert not [note for note in found["notes"] if "one id" in note]
+
+
+def test_ids_that_one_file_holds_as_numbers_with_a_point_are_joined_and_that_is_said(told):
+    files = {"t.csv": predictions(range(ROWS), label=LABELS), "s.csv": predictions([f"{row}.0" for row in range(ROWS)])}
+    found = told(files, *BOTH)
+    assert found["values"]["agreement"] == 1
+    assert "assumed: ids that are one number, such as 1 and 1.0, are one id" in found["notes"]
+
+
+def test_labels_that_are_filled_in_are_counted(told):
+    some = predictions(label=[*LABELS[:15], *[None] * (ROWS - 15)])
+    found = told({"t.csv": some, "l.csv": pl.DataFrame({"id": IDS, "label": LABELS})}, *BOTH, "l.csv")
+    assert "the labels of 25 examples are those of l.csv: t.csv has none for them" in found["notes"]
+
+
+WRONG = [*("no" if label == "yes" else "yes" for label in LABELS[:15]), *LABELS[15:]]
+
+
+def test_whose_file_is_which_is_said_and_swapped_ones_are_asked_for(told, tmp_path):
+    files = {"t.csv": predictions(answers=WRONG, label=LABELS)}
+    with pytest.warns(SanovWarning, match="are the two swapped"):
+        found = told(files, *BOTH)
+    assert found["lines"]["read from"] == "teacher: t.csv, student: s.csv"
+    assert found["notes"][0].startswith(
+        "the teacher (t.csv) is less accurate than the student (s.csv) by 37.5 points ("
+    )
+    assert told(files, "s.csv", "t.csv")["lines"]["read from"] == "teacher: s.csv, student: t.csv"  # and no warning

@@ -16,18 +16,15 @@ from typing import Any
 import numpy as np
 import polars as pl
 from jaxtyping import Float64
-from scipy.special import softmax
 
 from sanov.core import frames
 from sanov.core.errors import InputError
 from sanov.core.options import Options, option
+from sanov.data.probabilities import read_probabilities
+from sanov.data.spelling import as_text, ids_as_text, names_as_text
 
-__all__ = ["Columns", "Predictions", "Role", "as_text", "join", "names_as_text", "open_table", "parse", "wide_roles"]
+__all__ = ["Columns", "Predictions", "Role", "join", "open_table", "parse", "wide_roles"]
 
-EXACT = 2**53  # up to here a float is one whole number
-WHOLE = r"^(-?(?:0|[1-9]\d*))\.0*$"  # a whole number that is written with a point
-TRUTH = r"^(?i:true|false)$"
-TOLERANCE = 1e-3  # by which the probabilities of a row may miss the sum of 1
 ARRAYS = ("probs", "logits", "classes", "ids", "predictions", "labels", "tasks", "rationales")
 SHOWN = 3  # ids named in a message
 
@@ -94,6 +91,8 @@ class Predictions:
         Of each class, with rows that sum to 1.
     classes
         Names of the columns of ``probabilities``.
+    notes
+        What was assumed.
     source
         What the user handed over.
     """
@@ -107,6 +106,7 @@ class Predictions:
     rationales: pl.Series | None = None
     probabilities: Float64[np.ndarray, "_rows _classes"] | None = None
     classes: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     source: Any = field(default=None, repr=False)
 
     def plain(self) -> Predictions:
@@ -222,26 +222,26 @@ def parse(
         A missing or repeated id, a probability below 0, or a row whose probabilities do not sum to 1.
     """
     role = role or Role(columns.prediction, columns.probabilities, columns.logits, columns.rationale)
-    texts = {
-        key: as_text(frame[key]) for key in {*columns.texts, role.prediction, role.rationale} if key in frame.columns
-    }
-    probabilities, classes = _probabilities(frame, role, name, logits)
+    texts = {key: as_text(frame[key]) for key in {*columns.texts, role.prediction, role.rationale} & {*frame.columns}}
+    naming = {"prediction": role.prediction, "label": columns.label}
+    named = [texts[key].alias(part) for part, key in naming.items() if key in texts]
+    found = read_probabilities(frame, role.probabilities, name, logits=logits, named=named)
+    found = found or read_probabilities(frame, role.logits, name, logits=True)
     answers = texts.get(role.prediction)
-    if answers is None and probabilities is not None:
-        answers = pl.Series(classes, dtype=pl.String).gather(probabilities.argmax(axis=1))
-    if columns.id in texts:
-        _check_ids(texts[columns.id], name)
+    if answers is None and found is not None:
+        answers = pl.Series(found.classes, dtype=pl.String).gather(found.values.argmax(axis=1))
     return Predictions(
-        name,
-        frame.height,
-        texts.get(columns.id),
-        answers,
-        texts.get(columns.label),
-        texts.get(columns.task),
-        texts.get(role.rationale),
-        probabilities,
-        classes,
-        source,
+        name=name,
+        rows=frame.height,
+        ids=_ids(frame[columns.id], name) if columns.id in frame.columns else None,
+        answers=answers,
+        labels=texts.get(columns.label),
+        tasks=texts.get(columns.task),
+        rationales=texts.get(role.rationale),
+        probabilities=found.values if found else None,
+        classes=found.classes if found else (),
+        notes=(found.note,) if found and found.note else (),
+        source=source,
     )
 
 
@@ -261,29 +261,9 @@ def wide_roles(frame: pl.DataFrame, columns: Columns) -> dict[str, Role]:
     return found if {"teacher", "student"} <= found.keys() else {}
 
 
-def as_text(cells: pl.Series) -> pl.Series:
-    """Return names as text, whatever type they were read as.
-
-    Each cell by itself, so that a name is written alike in every column, whatever else the column holds: whole numbers lose
-    their point, true and false are small, spaces around go, and what is empty is null.
-    """
-    if cells.dtype.is_float():
-        whole = ((cells % 1 == 0) & (cells.abs() <= EXACT)).fill_null(False)
-        texts = cells.cast(pl.Int64, strict=False).cast(pl.String).zip_with(whole, cells.fill_nan(None).cast(pl.String))
-    else:
-        texts = cells.cast(pl.String)
-    texts = texts.str.strip_chars()
-    texts = texts.set(texts == "", None)
-    texts = texts.str.replace(WHOLE, "$1").str.replace(r"^-0$", "0")
-    return texts.str.to_lowercase().zip_with(texts.str.contains(TRUTH).fill_null(False), texts)
-
-
-def names_as_text(names: Sequence[str]) -> tuple[str, ...]:
-    """Return names of classes or of options in the spelling that `as_text` gives the cells of columns."""
-    return tuple(as_text(pl.Series(names, dtype=pl.String)).fill_null("").to_list())
-
-
-def _check_ids(ids: pl.Series, name: str) -> None:
+def _ids(cells: pl.Series, name: str) -> pl.Series:
+    """Return ids as text; refuse a missing one, and one that stands twice."""
+    ids = ids_as_text(cells)
     if ids.null_count():
         row = int(ids.is_null().arg_true()[0]) + 1
         raise InputError("the id is missing", where=f"{name}, row {row}, column {ids.name!r}", expected="one id a row")
@@ -295,50 +275,7 @@ def _check_ids(ids: pl.Series, name: str) -> None:
         also = f" ({more} more ids occur more than once)" if more else ""
         told = " and ".join(map(str, rows[:SHOWN])) + (f" and {len(rows) - SHOWN} more" if len(rows) > SHOWN else "")
         raise InputError(f"the id {first!r} occurs in rows {told}{also}", where=name, expected="each id once")
-
-
-def _probabilities(
-    frame: pl.DataFrame, role: Role, name: str, logits: bool
-) -> tuple[Float64[np.ndarray, "rows classes"] | None, tuple[str, ...]]:
-    for prefix, as_logits in ((role.probabilities, logits), (role.logits, True)):
-        used = [column for column in frame.columns if prefix and column.startswith(prefix)]
-        if not used:
-            continue
-        classes = names_as_text([column.removeprefix(prefix) for column in used])
-        if len(used) < 2:
-            fix = f"add the other classes; two classes need {prefix}no and {prefix}yes"
-            raise InputError(
-                f"only one column begins with {prefix!r}", where=name, expected="one for each class", fix=fix
-            )
-        _check_classes(classes, used, name)
-        values = frames.numeric(frame, used, name=name)
-        return (softmax(values, axis=1) if as_logits else _checked(values, classes, name)), classes
-    return None, ()
-
-
-def _check_classes(classes: Sequence[str], columns: Sequence[str], name: str) -> None:
-    for place, one in enumerate(classes):
-        first = classes.index(one)
-        if first < place:
-            found = f"the columns {columns[first]!r} and {columns[place]!r} both name the class {one!r}"
-            raise InputError(found, where=name, expected="one column for each class")
-
-
-def _checked(values: Float64[np.ndarray, "rows classes"], classes: Sequence[str], name: str) -> np.ndarray:
-    fix = "pass logits=true if these are logits"
-    if (values < 0).any():
-        row, place = map(int, np.argwhere(values < 0)[0])
-        found = f"the probability of {classes[place]!r} is {values[row, place]:.4g}"
-        raise InputError(found, where=f"{name}, row {row + 1}", expected="a number from 0 to 1", fix=fix)
-    sums = values.sum(axis=1)
-    bad = np.abs(sums - 1) > TOLERANCE
-    if bad.any():
-        row, more = int(bad.argmax()), int(bad.sum()) - 1
-        also = f" ({more} more such rows)" if more else ""
-        raise InputError(
-            f"the probabilities sum to {sums[row]:.4g}{also}", where=f"{name}, row {row + 1}", expected="1", fix=fix
-        )
-    return np.asarray(values / sums[:, None])
+    return ids
 
 
 # -- several sources --------------------------------------------------------------------------------------------------
@@ -368,14 +305,26 @@ def join(parts: Mapping[str, Predictions]) -> tuple[dict[str, Predictions], tupl
         if part.ids is None:
             fix = "add it, name it by map.id=NAME, or take the ids out of all files to pair rows by their position"
             raise InputError(f"there are no ids, and {with_ids[0].name} has some", where=part.name, fix=fix)
-    first = with_ids[0].ids
+    exact = _matched(parts, {name: part.ids for name, part in parts.items() if part.ids is not None})
+    if exact is not None:
+        return exact, ()
+    alike = {name: as_text(part.ids) for name, part in parts.items() if part.ids is not None}
+    joined = None if any(ids.is_duplicated().any() for ids in alike.values()) else _matched(parts, alike)
+    if joined is None:
+        raise _other_ids(with_ids)
+    return joined, ("assumed: ids that are one number, such as 1 and 1.0, are one id",)
+
+
+def _matched(parts: Mapping[str, Predictions], ids: Mapping[str, pl.Series]) -> dict[str, Predictions] | None:
+    """Put the rows of all sources into the order of the first; None where they do not hold the same ids."""
+    first = next(iter(ids.values()))
     joined = {}
     for name, part in parts.items():
-        rows = _places(part.ids, first)
-        if part.rows != with_ids[0].rows or rows.null_count():
-            raise _other_ids(with_ids)
+        rows = _places(ids[name], first)
+        if part.rows != len(first) or rows.null_count():
+            return None
         joined[name] = part if (rows == pl.int_range(part.rows, eager=True)).all() else part.take(rows.to_numpy())
-    return joined, ()
+    return joined
 
 
 def _by_position(parts: Sequence[Predictions]) -> tuple[str, ...]:
@@ -408,7 +357,7 @@ def _listed(ids: Sequence[str]) -> str:
     return ", ".join(ids[:SHOWN]) + (" ..." if len(ids) > SHOWN else "")
 
 
-def _places(ids: pl.Series | None, wanted: pl.Series | None) -> pl.Series:
+def _places(ids: pl.Series, wanted: pl.Series) -> pl.Series:
     """Return the row of each wanted id, null where there is none."""
     left, right = pl.DataFrame({"id": wanted}), pl.DataFrame({"id": ids}).with_row_index("row")
     return left.join(right, on="id", how="left", maintain_order="left")["row"]

@@ -7,7 +7,8 @@ from typing import Literal
 from pydantic import model_validator
 
 from sanov.core.options import Options, option
-from sanov.data.predictions import Columns, names_as_text
+from sanov.data.predictions import Columns
+from sanov.data.spelling import names_as_text
 from sanov.systems.fidelity.extraction import Answers
 from sanov.systems.fidelity.study_options import StudyOptions
 

@@ -18,10 +18,9 @@ from sanov.systems.fidelity.extraction import extract
 from sanov.systems.fidelity.models import read_models
 from sanov.systems.fidelity.rationales import scorer
 from sanov.systems.fidelity.sources import PARTS, Opened, listed, open_sources, tell_apart
+from sanov.systems.fidelity.vocabularies import check_labels, doubts, short
 
 __all__ = ["Data", "read"]
-
-REPEATED = 10  # examples for each known answer, from which these are classes: free text has new answers all the time
 
 
 @dataclass(frozen=True, eq=False)
@@ -134,7 +133,7 @@ def _labels(cells: pl.Series, name: str, config: Config) -> pl.Series:
     if bad.any():
         row = int(bad.arg_true()[0])
         expected = f"one of {listed(config.options)}" if config.options else f"a text that holds a {config.answers}"
-        found = f"the label is {_short(cells[row])}"
+        found = f"the label is {short(cells[row])}"
         raise InputError(found, where=f"{name}, row {row + 1}, column {cells.name!r}", expected=expected)
     return labels
 
@@ -145,7 +144,7 @@ def _lost(part: str, name: str, given: pl.Series, answers: pl.Series) -> list[st
     if not lost.any():
         return []
     row = int(lost.arg_true()[0])
-    return [f"{lost.sum():,} of {part} ({_short(given[row])} in {name}, row {row + 1})"]
+    return [f"{lost.sum():,} of {part} ({short(given[row])} in {name}, row {row + 1})"]
 
 
 # -- one set of examples ----------------------------------------------------------------------------------------------
@@ -153,9 +152,9 @@ def _lost(part: str, name: str, given: pl.Series, answers: pl.Series) -> list[st
 
 def _assembled(joined: Mapping[str, Predictions], config: Config, notes: Sequence[str], source: Any) -> Data:
     systems = tuple(part for part in PARTS if part in joined)
-    labels = _common_labels(list(joined.values()))
+    labels, filled = _common_labels(list(joined.values()))
     tasks = next((part.tasks for part in joined.values() if part.tasks is not None), None)
-    told = list(notes)
+    told = [*notes, *filled]
     parts = [joined[system] for system in systems]
     ids = next((part.ids for part in joined.values() if part.ids is not None), None)
     if labels is not None and labels.null_count():
@@ -163,45 +162,59 @@ def _assembled(joined: Mapping[str, Predictions], config: Config, notes: Sequenc
         told.append(f"dropped: {labels.null_count():,} examples without a label")
         parts = [part.take(kept) for part in parts]
         labels, tasks, ids = (None if cells is None else cells.gather(kept) for cells in (labels, tasks, ids))
-    answers, vocabulary = _encoded([*(part.answers for part in parts), *([] if labels is None else [labels])])
+    codes, vocabulary = _encoded([*(part.answers for part in parts), *([] if labels is None else [labels])])
+    answers, right = codes[: len(parts)], None if labels is None else codes[-1]
+    if right is not None:
+        told += check_labels(systems, [part.name for part in parts], answers, right, vocabulary, config)
     probabilities, classes = _aligned(parts)
     data = Data(
         systems=systems,
-        answers=answers[: len(parts)],
+        answers=answers,
         vocabulary=vocabulary,
         possible=len(config.options) or len(set(classes) | set(vocabulary)) or 2,
-        labels=None if labels is None else answers[-1],
+        labels=right,
         tasks=None if tasks is None else tasks.fill_null("no task"),
         probabilities=probabilities,
         classes=classes,
         rationales=tuple(part.rationales for part in parts),
         ids=ids,
         origins=_origins(systems, parts, answers),
-        notes=(*told, *_doubts(systems, answers[: len(parts)], None if labels is None else answers[-1], vocabulary)),
+        notes=(*told, *doubts(systems, answers, right, vocabulary)),
         source=source,
     )
     return replace(data, digest=_digest(data))
 
 
-def _common_labels(parts: Sequence[Predictions]) -> pl.Series | None:
-    """Return each label from the first source that has it, where all that have it agree."""
+def _common_labels(parts: Sequence[Predictions]) -> tuple[pl.Series | None, list[str]]:
+    """Return each label from the first source that has it, where all that have it agree; and which were filled in."""
     found: list[tuple[Predictions, pl.Series]] = [(part, part.labels) for part in parts if part.labels is not None]
     if not found:
-        return None
-    labels = found[0][1]
+        return None, []
+    labels, told = found[0][1], []
     for place, (part, more) in enumerate(found[1:], start=1):
         differ = (labels != more).fill_null(False)
         if differ.any():
-            row = int(differ.arg_true()[0])
-            first = next(before for before, cells in found[:place] if cells[row] is not None)
-            which = f"id {first.ids[row]!r}" if first.ids is not None else f"row {row + 1}"
-            told = f"is {labels[row]!r} here and {more[row]!r} in {part.name} ({differ.sum():,} differ)"
-            raise InputError(f"the label of {which} {told}", where=first.name, fix="keep the labels in one file")
+            raise _labels_differ(found[:place], part.name, labels, more)
+        filled = int((labels.is_null() & more.is_not_null()).sum())
+        if filled:
+            lacking = " and ".join(before.name for before, _ in found[:place])
+            told.append(f"the labels of {filled:,} examples are those of {part.name}: {lacking} has none for them")
         labels = labels.zip_with(labels.is_not_null(), more)
     if labels.null_count() == len(labels):
         names = " and ".join(dict.fromkeys(part.name for part, _ in found))
         raise InputError("every label is missing", where=names, fix="fill the column, or leave it out")
-    return labels
+    return labels, told
+
+
+def _labels_differ(
+    before: Sequence[tuple[Predictions, pl.Series]], name: str, labels: pl.Series, more: pl.Series
+) -> InputError:
+    differ = (labels != more).fill_null(False)
+    row = int(differ.arg_true()[0])
+    first = next(part for part, cells in before if cells[row] is not None)
+    which = f"id {first.ids[row]!r}" if first.ids is not None else f"row {row + 1}"
+    told = f"is {labels[row]!r} here and {more[row]!r} in {name} ({differ.sum():,} differ)"
+    return InputError(f"the label of {which} {told}", where=first.name, fix="keep the labels in one file")
 
 
 def _encoded(columns: Sequence[pl.Series | None]) -> tuple[Int64[np.ndarray, "columns rows"], pl.Series]:
@@ -245,33 +258,9 @@ def _origins(systems: Sequence[str], parts: Sequence[Predictions], answers: np.n
     })  # fmt: skip
 
 
-def _doubts(systems: Sequence[str], answers: np.ndarray, labels: np.ndarray | None, vocabulary: pl.Series) -> list[str]:
-    """Say where answers and labels seem to be written in different ways."""
-    told = []
-    for place, (system, row) in enumerate(zip(systems, answers, strict=True)):
-        other = 1 if place == 0 else 0
-        known, what = (answers[other], f"one of the {systems[other]}'s") if labels is None else (labels, "a label")
-        usual, given = np.unique(known[known >= 0]), row[row >= 0]
-        strange = given[~np.isin(given, usual)]
-        if not strange.size or not usual.size:
-            continue
-        example = _short(vocabulary[int(strange.min())])
-        if strange.size == given.size:
-            here = _short(vocabulary[int(usual[0])])
-            told.append(f"{system}: no answer is ever {what} ({example}, {here}): written alike?")
-        elif usual.size * REPEATED <= row.size:
-            share = f"{100 * strange.size / given.size:.1f} %"
-            told.append(f"{system}: {share} of its answers are never {what} (such as {example}): written alike?")
-    return told
-
-
 def _digest(data: Data) -> str:
     arrays = [data.answers, data.labels, *data.probabilities]
     texts = [data.tasks, *data.rationales]
     parts = [None if array is None else files.digest(np.ascontiguousarray(array).tobytes()) for array in arrays]
     parts += [None if cells is None else files.digest(cells.to_list()) for cells in texts]
     return files.digest([*parts, data.vocabulary.to_list(), list(data.classes), list(data.systems), data.rows])
-
-
-def _short(text: str) -> str:
-    return repr(text if len(text) <= 40 else f"{text[:37]}...")

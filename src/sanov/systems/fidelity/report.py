@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import numpy as np
 import polars as pl
 
 from sanov.core.answers import Answer
+from sanov.core.errors import SanovWarning
 from sanov.systems.fidelity.analysis import Findings, Value, analyse
 from sanov.systems.fidelity.config import Config
 from sanov.systems.fidelity.counts import CELLS, pair_name
 from sanov.systems.fidelity.figures import agreement_figure, forest_figure, reliability_figure, transfer_figure
 from sanov.systems.fidelity.reading import Data
-from sanov.systems.fidelity.wording import lines, notes, sentence, verdict
+from sanov.systems.fidelity.wording import lines, notes, sentence, swapped, verdict
 
 __all__ = ["answer"]
 
@@ -31,6 +33,8 @@ def answer(data: Data, config: Config, *, seed: int = 0) -> Answer:
         Of the bootstrap.
     """
     found = analyse(data, config, seed=seed)
+    if doubt := swapped(found):
+        warnings.warn(doubt, SanovWarning, stacklevel=2)
     return Answer(
         system="fidelity",
         sentence=sentence(found),

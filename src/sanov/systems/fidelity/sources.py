@@ -12,6 +12,7 @@ from sanov.core.errors import InputError
 from sanov.core.frames import name_of
 from sanov.data.embedded import resolve
 from sanov.data.predictions import Columns, Predictions, open_table, parse, wide_roles
+from sanov.data.probabilities import classes_of
 from sanov.systems.fidelity.config import Config
 
 __all__ = ["PARTS", "Opened", "listed", "open_sources", "tell_apart"]
@@ -61,6 +62,7 @@ def tell_apart(opened: Sequence[Opened], config: Config) -> tuple[dict[str, Pred
         There is no teacher with a student among the sources, or there are too many.
     """
     _check_named_columns(opened, config.map)
+    _refuse_left_out(opened, config.map)
     positional = opened[:-1] if config.baseline else opened
     wide = next((table for table in positional if wide_roles(table.frame, config.map)), None)
     everything = [_parsed(table, config) for table in opened if table is not wide]
@@ -76,7 +78,8 @@ def tell_apart(opened: Sequence[Opened], config: Config) -> tuple[dict[str, Pred
     parts |= dict(zip(free, models, strict=False)) | ({"labels": labels[0]} if labels else {})
     third = parts.get("baseline") if named is None and "baseline" in free else None
     notes = (f"assumed: {third.name}, one more file of predictions, is the student without a teacher",) if third else ()
-    return parts | ({"baseline": named} if named else {}), notes
+    parts |= {"baseline": named} if named else {}
+    return parts, (*notes, *(note for part in parts.values() for note in part.notes))
 
 
 def _parsed(table: Opened, config: Config) -> Predictions:
@@ -116,6 +119,26 @@ def _check_named_columns(opened: Sequence[Opened], columns: Columns) -> None:
         near = difflib.get_close_matches(name, known, n=1)
         fix = f"did you mean '{near[0]}'?" if near else f"the columns are: {listed(known)}"
         raise InputError(f"there is no column {name!r} in any file", where=f"map.{option}", fix=fix)
+
+
+def _refuse_left_out(opened: Sequence[Opened], columns: Columns) -> None:
+    """Refuse probabilities without a class that others have: that rows then do not sum to 1 is not what is wrong."""
+    found = []
+    for table in opened:
+        roles = wide_roles(table.frame, columns).values()
+        prefixes = [(role.probabilities, role.logits) for role in roles] or [(columns.probabilities, columns.logits)]
+        for prefix in (each for pair in prefixes for each in pair):
+            found.append((table.name, prefix, classes_of(table.frame.columns, prefix)))
+    full, _, classes = max(found, key=lambda each: len(each[2]))
+    for name, prefix, own in found:
+        if own and set(own) < set(classes):
+            lost = [each for each in classes if each not in own]
+            raise InputError(
+                f"there is no column {listed([prefix + each for each in lost])}",
+                where=name,
+                expected=f"the classes of {full}: {listed(classes)}",
+                fix="add it, or take the class out of every file",
+            )
 
 
 def _stands_for(column: str, name: str, prefix: bool) -> bool:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from sanov.systems.fidelity.analysis import Findings, Value
 
-__all__ = ["lines", "notes", "sentence", "verdict"]
+__all__ = ["lines", "notes", "sentence", "swapped", "verdict"]
 
+PAIR = ("teacher", "student")
 BOTH, OTHER = "teacher, student", "teacher, baseline"
 GAP = "student - baseline"
 
@@ -69,6 +70,7 @@ def _significant(p: float, confidence: float) -> bool:
 def lines(found: Findings) -> dict[str, str]:
     """What the summary says, by heading."""
     return {
+        "read from": _origins_line(found),
         "verdict": _verdict_line(found),
         "accuracy": _accuracy_line(found),
         "agreement": _agreement_line(found),
@@ -80,6 +82,14 @@ def lines(found: Findings) -> dict[str, str]:
         f"by {found.grouping}": _group_line(found),
         "no answer": _no_answer_line(found),
     }
+
+
+def _origins_line(found: Findings) -> str:
+    """Say which file is taken for whose: the order alone tells the teacher's from the student's."""
+    read = dict(found.data.origins.select("system", "read from").iter_rows())
+    if len(set(read.values())) == 1:
+        return f"{', '.join(read)}: {read['teacher']}"
+    return ", ".join(f"{system}: {name}" for system, name in read.items())
 
 
 def _verdict_line(found: Findings) -> str:
@@ -201,7 +211,7 @@ def _no_answer_line(found: Findings) -> str:
 
 def notes(found: Findings) -> tuple[str, ...]:
     """What was dropped, assumed or left out."""
-    told = [*found.data.notes, *found.notes]
+    told = [*filter(None, [swapped(found)]), *found.data.notes, *found.notes]
     teacher, student = found.data.answers[:2]
     silent = int(((teacher < 0) & (student < 0)).sum())
     if silent and silent < found.data.rows:
@@ -212,6 +222,16 @@ def notes(found: Findings) -> tuple[str, ...]:
             f"they agree on {100 * agreement:.1f} %"
         )
     return tuple(told)
+
+
+def swapped(found: Findings) -> str:
+    """Ask whether the files are swapped where the teacher is clearly less accurate than the student; else empty."""
+    gap, test = found.get("student - teacher", "accuracy"), found.tests.get(BOTH)
+    if gap is None or gap.sign < 1 or test is None or not _significant(test[2], found.config.confidence):
+        return ""
+    read = dict(found.data.origins.select("system", "read from").iter_rows())
+    names = [f"the {part}" + (f" ({read[part]})" if read["teacher"] != read["student"] else "") for part in PAIR]
+    return f"{names[0]} is less accurate than {names[1]} by {_points(gap)}: are the two swapped?"
 
 
 # -- numbers ----------------------------------------------------------------------------------------------------------
