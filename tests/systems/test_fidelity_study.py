@@ -178,6 +178,95 @@ def test_one_pair_has_no_interval():
     assert found.values["verdict"] == "no verdict"
 
 
+def varied(seed=0, spread=0.5):
+    """Gains around 3 points that differ by row."""
+    noise = np.random.default_rng(seed)
+    return lambda *_: 3.0 + float(noise.normal(0, spread))
+
+
+def test_rows_without_every_task_have_no_part_in_the_mean():
+    table = long_table(varied())
+    gap = (pl.col("student") == "student-1B") & (pl.col("method") == "KD") & (pl.col("task") == "facts")
+    short = table.filter(~(gap & (pl.col("teacher") == "teacher-9B")))
+    found = answer(short)
+    assert found.values["rows"] == 11
+    assert found.sentence.count("(11 rows, ") == 1
+    rows = found.to_frame("Rows")["gain Average"]
+    assert found.values["mean_gain"] == pytest.approx(rows.drop_nulls().mean())
+    note = "1 of 12 rows have no score on every task, and so no part in the mean (the first: teacher-9B -> student-1B by KD)"
+    assert note in found.notes
+    of_one_pair = short.filter(~((pl.col("student") == "student-1B") & (pl.col("teacher") == "teacher-9B")
+                                 & (pl.col("method") == "RKD") & (pl.col("task") == "facts")))  # fmt: skip
+    with pytest.warns(SanovWarning, match="there are 5 clusters"):
+        lost = answer(of_one_pair)
+    assert (lost.values["rows"], lost.values["pairs"]) == (10, 5)
+    assert "5 pairs of teacher and student" in lost.sentence
+    assert not [note for note in answer(table).notes if "no part in the mean" in note]
+
+
+def test_a_study_without_any_row_of_every_task_is_refused():
+    own = pl.col("teacher") == "-"
+    table = long_table(varied()).filter(own | ((pl.col("method") == "KD") == (pl.col("task") == "maths")))
+    told = r"no row has a score and a baseline on every task.*\(of 12 rows have: maths 6, facts 6\).*study.tasks=maths"
+    with pytest.raises(InputError, match=told):
+        answer(table)
+
+
+@pytest.mark.parametrize(("pairs", "verdict"), [(2, "INCONCLUSIVE"), (4, "INCONCLUSIVE"), (5, "BEATS"), (6, "BEATS")])
+def test_few_pairs_have_no_verdict_however_far_their_gain_lies_from_0(pairs, verdict):
+    table = long_table(varied())
+    chosen = table.filter(pl.col("teacher") != "-").select("teacher", "student").unique(maintain_order=True).head(pairs)
+    kept = pl.concat(
+        [table.filter(pl.col("teacher") == "-"), table.join(chosen, on=["teacher", "student"], how="semi")]
+    )
+    for cluster in ("pair", "none"):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", SanovWarning)  # of few clusters
+            found = answer(kept, cluster=cluster)
+        assert found.values["mean_gain_low"] > 0
+        assert found.values["verdict"] == verdict
+        assert found.sentence.startswith("Undecided" if verdict == "INCONCLUSIVE" else "Distillation raised")
+        few = f"INCONCLUSIVE: {pairs} pairs of teacher and student are fewer than 5"
+        assert (found.lines["verdict"] == few) == (pairs < 5)
+
+
+def test_few_clusters_have_no_verdict_either():
+    with pytest.warns(SanovWarning, match="there are 3 clusters"):
+        found = answer(long_table(varied()), cluster="student")
+    assert found.lines["verdict"] == "INCONCLUSIVE: 3 clusters are fewer than 5"
+
+
+def test_an_interval_without_width_is_told():
+    note = "all clusters have the same mean gain: the interval has no width, and does not say how gains vary"
+    assert note in answer(long_table(lambda *_: 3.1)).notes
+    assert note not in answer(long_table(varied(spread=0.01))).notes
+
+
+@pytest.mark.parametrize(("students", "drawn"), [(20, False), (21, True)])
+def test_signs_of_many_clusters_are_drawn_and_that_is_said(students, drawn):
+    gain, rows = varied(), [("-", "big-99B", "SFT", 90.0)]
+    for place in range(students):
+        rows += [("-", f"s-{place + 1}B", "SFT", 50.0), ("big-99B", f"s-{place + 1}B", "KD", 50.0 + gain())]
+    table = pl.DataFrame(rows, schema=["teacher", "student", "method", "score"], orient="row")
+    found = answer(table.with_columns(task=pl.lit("t")))
+    how = " (signs drawn at random)" if drawn else ""
+    p = 1 / 100_001 if drawn else 1 / 2**20
+    assert f"{students} pair means p = {p:.2g}{how}" in found.lines["clusters"]
+    assert found.lines["clusters"].startswith("test of signs" if drawn else "exact test of signs")
+    row = found.to_frame("Clusters").row(0, named=True)
+    assert (row["exact"], row["smallest possible p"]) == (not drawn, p)
+
+
+def test_the_best_row_gives_its_own_gain():
+    """The row of the highest score is that of seed 1, whose baseline is high too; the other has the larger gain."""
+    rows = [("-", "s-1B", "SFT", None, 0, 50.0), ("-", "s-1B", "SFT", None, 1, 58.0), ("-", "t-9B", "SFT", None, 0, 80.0),
+            ("t-9B", "s-1B", "KD", 1.0, 0, 60.0), ("t-9B", "s-1B", "KD", 2.0, 1, 62.0)]  # fmt: skip
+    names = ["teacher", "student", "method", "temperature", "seed", "score"]
+    table = pl.DataFrame(rows, schema=names, orient="row").with_columns(task=pl.lit("a"))
+    best = select(study.read([table], config()), "best")
+    assert (best.score.item(), best.baseline.item(), best.gain.item()) == (62.0, 58.0, 4.0)
+
+
 def test_scores_below_chance_of_ones_own_tasks():
     table = long_table(lambda t, s, method, task: -45.0 if method == "RKD" else 3.0)
     found = answer(table, chance={"maths": 25.0, "facts": 50.0}, below_chance_margin=2.0)

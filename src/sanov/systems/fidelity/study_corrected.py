@@ -9,14 +9,16 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import polars as pl
 from jaxtyping import Float64, Int64
 
-from sanov.comparisons import Interval, cluster_bootstrap, holm, sign_flip
+from sanov.comparisons import Interval, holm, sign_flip
+from sanov.systems.fidelity.study_bootstrap import draw_mean, draw_rho
 from sanov.systems.fidelity.study_options import Alternative, Cluster
-from sanov.systems.fidelity.study_paper import HYPOTHESES, correlation, covariate, t_test
+from sanov.systems.fidelity.study_paper import HYPOTHESES, correlation, covariate, mean_of, t_test
 from sanov.systems.fidelity.study_rows import Rows
 
 __all__ = [
@@ -32,6 +34,8 @@ __all__ = [
     "task_tests",
 ]
 
+EXACT_SIGNS = 20  # up to so many clusters all 2^k signs are counted
+SIGNS = 100_000  # random ones beyond
 EXACT_SWAPS = 12  # up to so many clusters all 2^k swaps are counted
 SWAPS = 4000  # random ones beyond
 DECIMALS = 9  # of points: what differs by less is tied but for rounding
@@ -48,6 +52,11 @@ class Settings:
     draws: int = 10_000
     seed: int = 0
 
+    @property
+    def bootstrap(self) -> dict[str, Any]:
+        """What the bootstrap is asked for."""
+        return {"draws": self.draws, "confidence": self.confidence, "seed": self.seed}
+
 
 @dataclass(frozen=True)
 class Swaps:
@@ -63,8 +72,7 @@ def mean_interval(gains: Float64[np.ndarray, " rows"], clusters: np.ndarray, set
     known = np.isfinite(gains)
     if len(np.unique(clusters[known])) < 2:
         return None
-    options = {"draws": settings.draws, "confidence": settings.confidence, "seed": settings.seed}
-    return cluster_bootstrap(gains[known], clusters[known], **options)  # type: ignore[arg-type]
+    return draw_mean(gains[known], clusters[known], **settings.bootstrap)
 
 
 def rho_interval(
@@ -74,30 +82,7 @@ def rho_interval(
     known = np.isfinite(gains) & np.isfinite(other)
     if len(np.unique(clusters[known])) < 2 or np.isnan(correlation(gains, other)[0]):
         return None
-    return cluster_bootstrap(
-        np.stack([gains[known], other[known]], axis=1),
-        clusters[known],
-        lambda pair: _rank_correlation(pair[:, 0], pair[:, 1]),
-        draws=settings.draws,
-        confidence=settings.confidence,
-        seed=settings.seed,
-    )
-
-
-def _rank_correlation(x: Float64[np.ndarray, " rows"], y: Float64[np.ndarray, " rows"]) -> float:
-    """Spearman's rho alone, without the checks and the p-value that cost most of the time."""
-    a, b = _ranks(x), _ranks(y)
-    a, b = a - a.mean(), b - b.mean()
-    scale = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / scale if scale > 0 else np.nan
-
-
-def _ranks(values: Float64[np.ndarray, " rows"]) -> Float64[np.ndarray, " rows"]:
-    """Ranks from 0, ties by their mean."""
-    _, inverse, counts = np.unique(values, return_inverse=True, return_counts=True)
-    ends = np.cumsum(counts)
-    ranks: Float64[np.ndarray, " rows"] = (ends - (counts + 1) / 2)[inverse]
-    return ranks
+    return draw_rho(gains[known], other[known], clusters[known], **settings.bootstrap)
 
 
 def task_tests(rows: Rows, settings: Settings) -> pl.DataFrame:
@@ -113,7 +98,7 @@ def task_tests(rows: Rows, settings: Settings) -> pl.DataFrame:
         t, p = t_test(gains, settings.alternative)
         tests.append(p)
         low, high = (found.low, found.high) if found else (np.nan, np.nan)
-        lines.append({"task": name, "mean gain": float(np.nanmean(gains)), "low": low, "high": high, "t": t, "p": p})
+        lines.append({"task": name, "mean gain": mean_of(gains), "low": low, "high": high, "t": t, "p": p})
     single = len(rows.columns) == 1
     family = np.array(tests if single else tests[:-1])
     if settings.correction == "holm":
@@ -124,22 +109,28 @@ def task_tests(rows: Rows, settings: Settings) -> pl.DataFrame:
 
 
 def cluster_tests(rows: Rows, settings: Settings) -> pl.DataFrame:
-    """Return the headline gain by what is taken for independent: interval, exact sign-flip p, the smallest possible p."""
+    """Return the headline gain by what is taken for independent: interval, sign-flip p, the smallest possible p.
+
+    The p-value is exact up to `EXACT_SIGNS` clusters; beyond, `SIGNS` random signs are drawn.
+    """
     gains = rows.column(rows.headline)
     lines = []
     for kind in ("pair", "student", "teacher", "none"):
         labels = rows.clusters(kind)
         found = mean_interval(gains, labels, settings)
         means = cluster_means(gains, labels)
-        sides = 1 if settings.alternative == "greater" else 2
+        sides, exact = 1 if settings.alternative == "greater" else 2, len(means) <= EXACT_SIGNS
         lines.append({
             "clusters": kind if kind != "none" else "row",
             "number": len(means),
-            "mean gain": float(np.nanmean(gains)),
+            "mean gain": mean_of(gains),
             "low": found.low if found else None,
             "high": found.high if found else None,
-            "sign-flip p": sign_flip(means, alternative=settings.alternative, seed=settings.seed),
-            "smallest possible p": sides / 2.0 ** len(means),
+            "sign-flip p": sign_flip(
+                means, alternative=settings.alternative, exact_up_to=EXACT_SIGNS, draws=SIGNS, seed=settings.seed
+            ),
+            "exact": exact,
+            "smallest possible p": sides / 2.0 ** len(means) if exact else 1 / (1 + SIGNS),
         })  # fmt: skip
     return pl.DataFrame(lines).fill_nan(None)
 
@@ -158,7 +149,9 @@ def leave_one_teacher_out(rows: Rows, alternative: Alternative) -> pl.DataFrame:
         rest = gains[teachers != name]
         if np.isfinite(rest).sum() > 1:
             t, p = t_test(rest, alternative)
-            lines.append({"without": name, "rows": rest.size, "mean gain": float(np.nanmean(rest)), "t": t, "p": p})
+            lines.append(
+                {"without": name, "rows": int(np.isfinite(rest).sum()), "mean gain": mean_of(rest), "t": t, "p": p}
+            )
     schema = {"without": pl.String, "rows": pl.Int64, "mean gain": pl.Float64, "t": pl.Float64, "p": pl.Float64}
     return pl.DataFrame(lines, schema=schema).fill_nan(None)
 

@@ -34,29 +34,41 @@ from sanov.systems.fidelity.study_corrected import (
     task_tests,
 )
 from sanov.systems.fidelity.study_options import Selection, StudyOptions
-from sanov.systems.fidelity.study_paper import by_method, by_size, correlation, paper_tests
+from sanov.systems.fidelity.study_paper import FLAT, by_method, by_size, correlation, mean_of, paper_tests
 from sanov.systems.fidelity.study_rows import Rows, select, temperatures
 
-__all__ = ["FEWEST_CLUSTERS", "Findings", "Side", "analyse"]
+__all__ = ["FEWEST_CLUSTERS", "FEWEST_PAIRS", "Findings", "Side", "analyse"]
 
 FEWEST_CLUSTERS = 6  # below, an exact test cannot reach 1 in 40
+FEWEST_PAIRS = 5  # below, an exact test cannot reach 1 in 20, and no verdict is given
 
 
 @dataclass(frozen=True)
 class Side:
-    """One way to look at the headline gain: which rows, their mean gain and its interval."""
+    """One way to look at the headline gain: which rows have it, of how many pairs, its mean and interval."""
 
     label: str
     rows: int
+    pairs: int
     mean: float
     interval: Interval | None
 
     @property
+    def few(self) -> bool:
+        """Whether there are too few pairs, or clusters, for a verdict."""
+        return min(self.pairs, self.interval.clusters if self.interval else self.pairs) < FEWEST_PAIRS
+
+    @property
+    def flat(self) -> bool:
+        """Whether the interval has no width, as all clusters have one mean."""
+        return self.interval is not None and self.interval.high - self.interval.low < FLAT
+
+    @property
     def sign(self) -> int | None:
-        """1 where the interval lies above 0, -1 where below, else 0; None without an interval."""
+        """1 where the interval of enough pairs lies above 0, -1 where below, else 0; None without an interval."""
         if self.interval is None or np.isnan(self.interval.low):
             return None
-        return int(self.interval.low > 0) - int(self.interval.high < 0)
+        return 0 if self.few else int(self.interval.low > 0) - int(self.interval.high < 0)
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,7 +125,7 @@ class Findings:
     @property
     def n_clusters(self) -> int:
         """Number of clusters that are drawn anew; rows where they count as independent."""
-        return len(np.unique(self.rows.clusters(self.options.cluster)))
+        return len(np.unique(self.rows.with_headline().clusters(self.options.cluster)))
 
     def correlation(self, hypothesis: str) -> dict[str, Any] | None:
         """Return a row of the correlations; None where it is not defined."""
@@ -143,6 +155,7 @@ def analyse(data: StudyData, config: Any, *, seed: int) -> Findings:
         seed=seed,
     )
     rows = select(data, options.selection, options.temperature)
+    _refuse_without_headline(rows)
     chance = options.chance_of(chance_levels())
     fallen = tuple(collapsed(rows, chance, options.below_chance_margin))
     excess = excess_agreement(rows, chance)
@@ -183,11 +196,25 @@ def _excess_correlation(rows: Rows, excess: Float64[np.ndarray, " rows"], settin
     return pl.DataFrame([line] if line else [], schema=kinds, orient="row").fill_nan(None)
 
 
-def _side(rows: Rows, label: str, settings: Settings) -> Side:
-    gains = rows.column(rows.headline)
-    return Side(
-        label, len(rows), float(np.nanmean(gains)), mean_interval(gains, rows.clusters(settings.cluster), settings)
+def _refuse_without_headline(rows: Rows) -> None:
+    """Refuse a study in which no row has the gain that the first sentence is about."""
+    if rows.has_headline.any():
+        return
+    counts = np.isfinite(rows.gain[:, :-1]).sum(axis=0)
+    told = ", ".join(f"{name} {count}" for name, count in zip(rows.columns, counts, strict=False))
+    raise InputError(
+        f"no row has a score and a baseline on every task, so that there is no mean gain (of {len(rows)} rows have: {told})",
+        where="the study",
+        expected="rows with every task",
+        fix=f"name tasks that rows share by study.tasks={rows.columns[int(counts.argmax())]}, or complete the table",
     )
+
+
+def _side(rows: Rows, label: str, settings: Settings) -> Side:
+    own = rows.with_headline()
+    gains = own.column(rows.headline)
+    found = mean_interval(gains, own.clusters(settings.cluster), settings)
+    return Side(label, len(own), len(np.unique(own.clusters("pair"))), mean_of(gains), found)
 
 
 def _other_sides(
@@ -201,9 +228,10 @@ def _other_sides(
         except InputError:  # some student has no row at the fixed temperature: there is no such side
             pass
         else:
-            sides.append(_side(chosen, chosen.label, settings))
+            if chosen.has_headline.any():
+                sides.append(_side(chosen, chosen.label, settings))
     kept = np.all([~rows.of_method(name) for name in fallen], axis=0) if fallen else np.zeros(len(rows), dtype=bool)
-    if kept.any():
+    if rows.has_headline[kept].any():
         sides.append(
             _side(rows.take(kept), f"{f'{rows.label}, ' if rows.label else ''}without {' and '.join(fallen)}", settings)
         )

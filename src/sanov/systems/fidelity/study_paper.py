@@ -17,7 +17,7 @@ from jaxtyping import Bool, Float64
 from sanov.systems.fidelity.study_options import Alternative
 from sanov.systems.fidelity.study_rows import Rows
 
-__all__ = ["HYPOTHESES", "by_method", "by_size", "correlation", "covariate", "paper_tests", "t_test"]
+__all__ = ["FLAT", "HYPOTHESES", "by_method", "by_size", "correlation", "covariate", "mean_of", "paper_tests", "t_test"]
 
 HYPOTHESES = {
     "H2": "the teacher's score",
@@ -27,6 +27,7 @@ HYPOTHESES = {
     "H5": "similarity to the teacher's texts",
 }
 FEWEST = 3  # rows below which a correlation says nothing
+FLAT = 1e-9  # points: gains that differ by less are equal but for rounding
 
 
 def t_test(gains: Float64[np.ndarray, " rows"], alternative: Alternative) -> tuple[float, float]:
@@ -34,7 +35,7 @@ def t_test(gains: Float64[np.ndarray, " rows"], alternative: Alternative) -> tup
     from scipy.stats import ttest_1samp
 
     gains = gains[np.isfinite(gains)]
-    if gains.size < 2 or np.ptp(gains) == 0:
+    if gains.size < 2 or np.ptp(gains) < FLAT:
         return np.nan, np.nan
     found = ttest_1samp(gains, 0.0, alternative=alternative)
     return float(found.statistic), float(found.pvalue)
@@ -74,7 +75,7 @@ def paper_tests(rows: Rows, alternative: Alternative) -> pl.DataFrame:
         t, p = t_test(gains, alternative)
         f, f_p = _anova(rows, gains)
         line: dict[str, str | float | int] = {"task": name, "rows": int(np.isfinite(gains).sum())}
-        line |= {"mean gain": float(np.nanmean(gains)), "t": t, "p": p, "F": f, "F p": f_p}
+        line |= {"mean gain": mean_of(gains), "t": t, "p": p, "F": f, "F p": f_p}
         for hypothesis in HYPOTHESES:
             rho, rho_p, _ = correlation(gains, covariate(rows, hypothesis, place))
             line |= {f"{hypothesis} rho": rho, f"{hypothesis} p": rho_p}
@@ -88,7 +89,7 @@ def _anova(rows: Rows, gains: Float64[np.ndarray, " rows"]) -> tuple[float, floa
 
     groups = [gains[rows.of_method(name) & np.isfinite(gains)] for name in rows.methods]
     groups = [group for group in groups if group.size > 1]
-    if len(groups) < 2 or all(np.ptp(group) == 0 for group in groups):
+    if len(groups) < 2 or all(np.ptp(group) < FLAT for group in groups):
         return np.nan, np.nan
     found = f_oneway(*groups)
     return float(found.statistic), float(found.pvalue)
@@ -101,7 +102,7 @@ def by_method(rows: Rows, alternative: Alternative) -> pl.DataFrame:
     for name in rows.methods:
         mine = gains[rows.of_method(name)]
         t, p = t_test(mine, alternative)
-        lines.append({"method": name, "rows": int(np.isfinite(mine).sum()), "mean gain": _mean(mine), "t": t, "p": p})
+        lines.append({"method": name, "rows": int(np.isfinite(mine).sum()), "mean gain": mean_of(mine), "t": t, "p": p})
     return pl.DataFrame(lines).fill_nan(None)
 
 
@@ -111,11 +112,12 @@ def by_size(rows: Rows) -> pl.DataFrame:
     lines = []
     for size in np.unique(rows.size[np.isfinite(rows.size)]):
         mine: Bool[np.ndarray, " rows"] = rows.size == size
-        means = {name: _mean(gains[mine & rows.of_method(name)]) for name in rows.methods}
-        lines.append({"size": float(size), "rows": int(mine.sum()), "all": _mean(gains[mine]), **means})
+        means = {name: mean_of(gains[mine & rows.of_method(name)]) for name in rows.methods}
+        lines.append({"size": float(size), "rows": int(mine.sum()), "all": mean_of(gains[mine]), **means})
     return pl.DataFrame(lines).fill_nan(None)
 
 
-def _mean(values: Float64[np.ndarray, " rows"]) -> float:
+def mean_of(values: Float64[np.ndarray, " rows"]) -> float:
+    """Mean of what is known; NaN where nothing is."""
     values = values[np.isfinite(values)]
     return float(values.mean()) if values.size else np.nan

@@ -67,6 +67,11 @@ class Rows:
         """The column that the first sentence is about."""
         return self.columns[-1]
 
+    @property
+    def has_headline(self) -> Bool[np.ndarray, " rows"]:
+        """Which rows have a gain on that column."""
+        return np.asarray(np.isfinite(self.column(self.headline)))
+
     def column(self, name: str) -> Float64[np.ndarray, " rows"]:
         """Gains of one column."""
         return self.gain[:, self.columns.index(name)]
@@ -83,6 +88,10 @@ class Rows:
             case "student" | "teacher":
                 return self.labels[kind].to_numpy()
         return np.array([f"row {row}" for row in range(len(self))])
+
+    def with_headline(self) -> Rows:
+        """Return the rows that have the gain that the first sentence is about."""
+        return self.take(self.has_headline)
 
     def take(self, kept: Bool[np.ndarray, " rows"], label: str = "") -> Rows:
         """Return some of the rows."""

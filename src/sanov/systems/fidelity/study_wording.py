@@ -8,7 +8,7 @@ import polars as pl
 
 from sanov.data.studies import AVERAGE
 from sanov.systems.fidelity.study_corrected import Settings
-from sanov.systems.fidelity.study_findings import FEWEST_CLUSTERS, Findings, Side
+from sanov.systems.fidelity.study_findings import FEWEST_CLUSTERS, FEWEST_PAIRS, Findings, Side
 
 __all__ = ["few_clusters", "lines", "notes", "sentence", "verdict"]
 
@@ -70,9 +70,7 @@ def _points(side: Side, *, flip: bool = False) -> str:
 def lines(found: Findings) -> dict[str, str]:
     """What the summary says, by heading."""
     return {
-        "verdict": f"{verdict(found.asked)} the undistilled baseline"
-        if found.asked.sign == 1
-        else verdict(found.asked),
+        "verdict": _verdict_line(found.asked),
         "tasks": _tasks_line(found),
         "methods": _methods_line(found),
         "size": _correlation_line(found, "H3"),
@@ -83,6 +81,17 @@ def lines(found: Findings) -> dict[str, str]:
         "clusters": _clusters_line(found),
         "teachers out": _teachers_line(found),
     }
+
+
+def _verdict_line(side: Side) -> str:
+    said = verdict(side)
+    if side.sign == 1:
+        return f"{said} the undistilled baseline"
+    if side.sign is None or not side.few:
+        return said
+    units = "pairs of teacher and student" if side.pairs < FEWEST_PAIRS else "clusters"
+    number = side.pairs if side.pairs < FEWEST_PAIRS or side.interval is None else side.interval.clusters
+    return f"{said}: {number} {units} are fewer than {FEWEST_PAIRS}"
 
 
 def _tasks_line(found: Findings) -> str:
@@ -152,8 +161,10 @@ def _own_score_line(found: Findings) -> str:
 
 def _clusters_line(found: Findings) -> str:
     rows = found.clusters.filter(pl.col("clusters").is_in(["pair", "student"])).to_dicts()
-    told = [f"{row['number']} {row['clusters']} means p = {_p(row['sign-flip p'])}" for row in rows]
-    return f"exact test of signs: {', '.join(told)}"
+    drawn = not all(row["exact"] for row in rows)
+    how = {True: " (exact)", False: " (signs drawn at random)"} if drawn else {True: ""}
+    told = [f"{row['number']} {row['clusters']} means p = {_p(row['sign-flip p'])}{how[row['exact']]}" for row in rows]
+    return f"{'' if drawn else 'exact '}test of signs: {', '.join(told)}"
 
 
 def _teachers_line(found: Findings) -> str:
@@ -179,6 +190,7 @@ def notes(found: Findings) -> tuple[str, ...]:
         *_selection_notes(found),
         *_bounds_notes(found),
         *_cluster_notes(found),
+        *_headline_notes(found),
         *found.rows.notes,
         *found.data.notes,
     ]
@@ -261,6 +273,20 @@ def _at_selected(found: Findings, table: pl.DataFrame) -> pl.DataFrame:
         most = table.sort("cells", descending=True).head(1)["temperature"]
         at = most.item() if len(most) else None
     return table.filter(pl.col("temperature").eq_missing(pl.lit(at, pl.Float64)))
+
+
+def _headline_notes(found: Findings) -> list[str]:
+    """Say which rows the headline is not of, and where its interval has no width."""
+    said, lost = [], len(found.rows) - found.asked.rows
+    if lost:
+        teacher, student, method = found.rows.labels.filter(~found.rows.has_headline).row(0)[:3]
+        said.append(
+            f"{lost} of {len(found.rows)} rows have no score on every task, and so no part in the mean (the first: {teacher} "
+            f"-> {student} by {method})"
+        )
+    if found.asked.flat:
+        said.append("all clusters have the same mean gain: the interval has no width, and does not say how gains vary")
+    return said
 
 
 def _cluster_notes(found: Findings) -> list[str]:
