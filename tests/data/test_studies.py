@@ -321,3 +321,97 @@ m-7B,m-1B,KD,45,62
     data = studies.read([write(WIDE), write(scores, "more.csv")])
     assert data.agreement.is_empty()
     assert "KD" in set(data.scores["method"])
+
+
+# -- what is a task, and on what scale --------------------------------------------------------------------------------
+
+
+def with_column(name, cells, table=WIDE):
+    lines = table.splitlines()
+    return "\n".join([f"{lines[0]},{name}", *(f"{line},{cell}" for line, cell in zip(lines[1:], cells, strict=True))])
+
+
+KEPT = [
+    "epochs",
+    "Epoch",
+    "max_steps",
+    "Learning Rate",
+    "lr",
+    "run id",
+    "LoRA-rank",
+    "GPU hours",
+    "eval_loss",
+    "std",
+    "Notes",
+]
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_bookkeeping_is_no_task(write, name):
+    data = studies.read([write(with_column(name, [3] * 7))])
+    assert data.tasks == ("gsm8k", "boolq")
+    note = f"assumed: bookkeeping and no tasks, so left out: {name} (study.tasks=A,B,... names the tasks)"
+    assert note in data.notes
+    assert data.scores.equals(studies.read([write(WIDE)]).scores)
+
+
+@pytest.mark.parametrize("name", ["gsm8k_hard", "arc", "copa", "nli", "timeqa", "index_qa", "loss_aversion"])
+def test_a_name_that_begins_like_bookkeeping_is_a_task(write, name):
+    data = studies.read([write(with_column(name, [3] * 7))])
+    assert data.tasks == ("gsm8k", "boolq", name)
+    assert not [note for note in data.notes if "bookkeeping" in note]
+
+
+def test_tasks_may_be_named(write):
+    table = write(with_column("memory", [3] * 7, with_column("when", ["today"] * 7)))
+    data = studies.read([table], tasks=["BoolQ", "memory"])
+    assert data.tasks == ("boolq", "memory")
+    assert not [note for note in data.notes if "bookkeeping" in note]
+    averages = data.scores.filter((pl.col("task") == "Average") & (pl.col("method") == "GKD"))
+    assert averages["score"].to_list() == [(64 + 3) / 2]  # the given one is over other tasks
+    own = [("-", model, "SFT", task, 50.0) for model in ("m-1B", "m-7B") for task in ("gsm8k", "boolq")]
+    taught = [("m-7B", "m-1B", "KD", task, 60.0) for task in ("gsm8k", "boolq")]
+    rows = pl.DataFrame(own + taught, schema=["teacher", "student", "method", "task", "score"], orient="row")
+    assert studies.read([rows], tasks=["BOOLQ"]).tasks == ("boolq",)
+
+
+def test_a_task_that_no_student_has_is_refused(write):
+    with pytest.raises(
+        InputError, match=r"study.tasks: no student of a teacher has a score on 'boolqq'.*mean 'boolq'\?"
+    ):
+        studies.read([write(WIDE)], tasks=["gsm8k", "boolqq"])
+    with pytest.raises(InputError, match=r"has a score on 'piqa'; expected names of tasks \(gsm8k, boolq, Average\)"):
+        studies.read([write(WIDE)], tasks=["piqa"])
+
+
+def test_a_column_that_may_be_no_task_says_how_to_name_the_tasks(write):
+    with pytest.raises(InputError, match=r"the score of evaluated is 1319; expected percent.*study.tasks=A,B"):
+        studies.read([write(with_column("evaluated", [1319] * 7))])
+    with pytest.raises(InputError, match=r"the cell of 'who' is 'me'.*name the tasks by study.tasks=A,B"):
+        studies.read([write(with_column("who", ["me"] * 7))])
+
+
+def test_scores_up_to_1_are_percent_where_that_is_said():
+    rows = [("-", "s-1B", "SFT", 0.5), ("-", "t-9B", "SFT", 0.8), ("t-9B", "s-1B", "KD", 1.0)]
+    with pytest.raises(
+        InputError, match=r"no score is above 1.*study.scale=fraction.*if they are percent, pass study.scale=percent"
+    ):
+        studies.read([long(rows)])
+    assert studies.read([long(rows)], scale="percent").scores["score"].to_list() == [1.0]
+    assert studies.read([long(rows)], scale="fraction").scores["score"].to_list() == [100.0]
+
+
+@pytest.mark.parametrize("header", ["METHOD", " method", "Method ", "mEtHoD"])
+def test_case_and_spaces_of_headers_do_not_count(write, header):
+    plainly = studies.read([write(WIDE)])
+    other = studies.read([write(WIDE.replace("Teacher,Student,Method", f"TEACHER, Student,{header}"), "other.csv")])
+    assert other.scores.equals(plainly.scores)
+    assert other.tasks == plainly.tasks
+
+
+def test_a_method_under_another_name_is_found_by_its_cells(write):
+    renamed = write(WIDE.replace("Teacher,Student,Method", "Teacher,Student,Recipe"))
+    with pytest.raises(
+        InputError, match=r"lacks 'method'.*did you mean study.map.method=Recipe\?".replace("did", "[Dd]id")
+    ):
+        studies.read([renamed])

@@ -365,14 +365,67 @@ def test_a_study_is_told_by_its_columns():
     assert found.scores.equals(study.read([long_table()], config()).scores)
 
 
+@pytest.mark.parametrize(
+    ("columns", "is_study"),
+    [
+        ("id prediction task score", False),
+        ("id prob_a prob_b label task score", False),
+        ("id teacher student label task score", False),
+        ("id teacher student method label", False),
+        ("teacher student method score label", True),
+        ("student task score", True),
+        ("Teacher Student METHOD t", True),
+    ],
+)
+def test_predictions_with_a_task_and_a_score_are_no_study(columns, is_study):
+    assert study.looks_like_study([pl.DataFrame({name: ["1"] for name in columns.split()})], config()) == is_study
+
+
+def test_a_column_of_methods_is_known_by_the_baseline_in_it():
+    table = long_table().rename({"method": "recipe", "task": "t", "score": "law"})
+    assert study.looks_like_study([table])
+    assert not study.looks_like_study([table.filter(pl.col("recipe") != "SFT")])
+    with pytest.raises(
+        InputError, match=r"lacks 'method'.*study.map.method=recipe\? If these are predictions, pass mode=report"
+    ):
+        study.read([table], config())
+
+
+def test_a_folder_says_how_to_pick(tmp_path):
+    for name in ("a", "b"):
+        long_table().write_csv(tmp_path / f"{name}.csv")
+    told = r"stands twice.*; a folder stands for all its tables; to pick, name files in its place \(a.csv, b.csv\)"
+    with pytest.raises(InputError, match=told):
+        study.read([tmp_path], config())
+    with pytest.raises(InputError) as caught:
+        study.read([tmp_path / "a.csv", tmp_path / "b.csv"], config())
+    assert "a folder stands" not in str(caught.value)
+
+
+def test_unknown_chance_is_told_and_tasks_are_known_in_any_case():
+    unknown = (
+        "what guessing gets on maths, facts is not known (study.chance=TASK:PERCENT): no score there is held against"
+    )
+    assert f"{unknown} chance" in answer(long_table(varied())).notes
+    named = answer(long_table(varied()), chance={"MATHS": 25.0, "Facts": 0.5})
+    assert not [note for note in named.notes if "is not known" in note]
+    assert "guessing is taken to get 0.5 percent on facts, as among 200 options" in named.notes
+    published = long_table(lambda *_: -60.0, tasks=("Arc_Easy", "BoolQ"))
+    below = answer(published.with_columns(pl.col("score").clip(lower_bound=0)))
+    assert set(below.to_frame("Scores below chance")["chance"]) == {25.0, 50.0}
+    with pytest.raises(InputError, match=r"study.chance: the study has no task 'fact'. Did you mean 'facts'\?"):
+        answer(long_table(varied()), chance={"fact": 25.0})
+
+
 # -- options ----------------------------------------------------------------------------------------------------------
 
 
 def test_options_from_words():
     options = parse(StudyOptions, {"selection": "best", "chance": "boolq:50,my task:33.3", "map.student": "pupil"})
-    assert options.chance_of({"boolq": 1.0, "piqa": 50.0}) == {"boolq": 50.0, "piqa": 50.0, "my task": 33.3}
+    known, tasks = {"boolq": 1.0, "piqa": 50.0, "siqa": 33.0}, ("boolq", "piqa", "my task", "law")
+    assert options.chance_of(known, tasks) == {"boolq": 50.0, "piqa": 50.0, "my task": 33.3}
     assert options.map.student == "pupil"
-    assert parse(StudyOptions, {"chance": {"a:b": 20}}).chance_of({}) == {"a:b": 20.0}
+    assert parse(StudyOptions, {"chance": {"a:b": 20}}).chance_of({}, ["a:b"]) == {"a:b": 20.0}
 
 
 @pytest.mark.parametrize(
@@ -380,6 +433,7 @@ def test_options_from_words():
     [
         ({"chance": "boolq"}, r"'boolq' is no task with its percent, such as boolq:50"),
         ({"chance": "boolq:150"}, "is no task with its percent"),
+        ({"chance": "boolq:62"}, "'boolq:62' is more than the 50 percent that guessing between two answers gets"),
         ({"selection": "worst"}, r"expected fixed \| best \| all"),
         ({"temperature": "0"}, "expected a number > 0"),
         ({"below_chance_margin": "-1"}, ">= 0"),

@@ -6,6 +6,7 @@ agree, and of how alike their texts are. All checks of the user's input are here
 
 from __future__ import annotations
 
+import difflib
 import functools
 import re
 from collections.abc import Mapping, Sequence
@@ -18,7 +19,22 @@ import polars as pl
 from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.core.frames import fingerprint
-from sanov.data.study_tables import AVERAGE, NO_TEACHER, Columns, Kind, kind_of, open_pairs, open_source, tidy
+from sanov.data.study_pairs import paired
+from sanov.data.study_scale import percent, refuse_fractions, without_gaps
+from sanov.data.study_tables import (
+    AVERAGE,
+    NO_TEACHER,
+    Columns,
+    Kind,
+    Source,
+    bookkeeping,
+    few,
+    kind_of,
+    named_tasks,
+    open_pairs,
+    open_source,
+    tidy,
+)  # fmt: skip
 
 __all__ = ["AVERAGE", "Columns", "StudyData", "chance_levels", "read", "size_of"]
 
@@ -27,7 +43,6 @@ UNAWARE = r"base_?teacher|unaware"  # in a method's name: the teacher did not kn
 SIZE = re.compile(r"(\d+(?:\.\d+)?)([bmk]?)", re.IGNORECASE)
 UNITS = {"b": 1.0, "m": 1e-3, "k": 1e-6, "": 1.0}  # in billions
 KEY = ("teacher", "student", "method", "temperature", "seed", "task")
-SFT = "SFT"
 AVERAGE_ERROR = 0.05  # points by which a given average may differ from the mean of the tasks: rounding
 
 
@@ -81,7 +96,8 @@ def read(
     columns: Columns | None = None,
     *,
     baseline: str = "SFT",
-    scale: str = "percent",
+    scale: str = "auto",
+    tasks: Sequence[str] = (),
     agreement: str | None = None,
     similarity: str | None = None,
 ) -> StudyData:
@@ -96,7 +112,9 @@ def read(
     baseline
         Method of the rows that were trained on labels alone.
     scale
-        ``percent`` (0 to 100) or ``fraction`` (0 to 1).
+        ``percent`` (0 to 100), ``fraction`` (0 to 1), or ``auto``: percent, of which one is above 1.
+    tasks
+        Names of the tasks, if they are not all columns (all tasks of a long table) but bookkeeping; case does not count.
     agreement, similarity
         Paths of a table of pairs, where its name does not say what it is.
 
@@ -109,29 +127,32 @@ def read(
     tables = [(kind_of(table, baseline), table) for table in (open_source(each, columns) for each in sources)]
     named: list[tuple[Kind, str | None]] = [("agreement", agreement), ("similarity", similarity)]
     tables += [(kind, open_pairs(path, columns, baseline)) for kind, path in named if path]
-    parts = [(kind, tidy(table, kind)) for kind, table in tables]
+    _refuse_unknown_tasks(tasks, [name for kind, table in tables if kind not in PAIRED for name in named_tasks(table)])
+    parts = [(kind, tidy(table, kind, tasks)) for kind, table in tables]
     scores = [rows for kind, rows in parts if kind in ("long", "wide")]
     if not scores:
         expected = "a table with the columns teacher, student and method, and scores"
         raise InputError("there is no table of scores", where="the study", expected=expected)
     for table in scores:
-        _refuse_fractions(table, scale, baseline)
-    rows, notes = _without_gaps(pl.concat(scores))
-    rows = _with_roles(_percent(rows, scale), baseline)
+        refuse_fractions(table, scale, baseline)
+    rows, notes = without_gaps(pl.concat(scores))
+    notes += _ignored([table for kind, table in tables if kind == "wide"], tasks)
+    rows = _with_roles(percent(rows, scale), baseline)
     compared = rows.filter(pl.col("role") == "distilled")["task"].unique(maintain_order=True)
-    tasks = tuple(task for task in compared if task != AVERAGE)
-    rows = rows.filter(pl.col("task").is_in([*tasks, AVERAGE]))
+    scored = tuple(task for task in compared if task != AVERAGE)
+    _refuse_unknown_tasks(tasks, scored)
+    rows = rows.filter(pl.col("task").is_in([*scored, AVERAGE]))
     rows, more = _with_known_teachers(rows)
     _refuse_repeated(rows)
     _refuse_other_baselines(rows)
-    rows, averaged = _with_averages(rows, tasks)
+    rows, averaged = _with_averages(rows, scored)
     _refuse_students_without_baseline(rows, baseline)
     groups = rows.partition_by("role", as_dict=True)
     empty = rows.clear()
     group = {role: groups.get((role,), empty) for role in ("distilled", "baseline", "untuned", "unaware")}
     pairs = {}
     for kind in PAIRED:
-        pairs[kind], unmatched = _pairs(parts, kind, scale, baseline, group["distilled"])
+        pairs[kind], unmatched = paired(parts, kind, scale, baseline, group["distilled"])
         notes += unmatched
     return StudyData(
         scores=group["distilled"].select(*KEY, "score"),
@@ -143,7 +164,7 @@ def read(
         agreement=pairs["agreement"],
         similarity=pairs["similarity"],
         sizes=_sizes(rows),
-        tasks=tasks,
+        tasks=scored,
         notes=(*notes, *more, *averaged, *_left_out(group)),
         digest=files.digest([fingerprint(table.frame) for _, table in tables]),
         source=sources[0] if sources else None,
@@ -163,37 +184,30 @@ def chance_levels() -> dict[str, float]:
     return dict(zip(table["task"], table["chance"].cast(pl.Float64), strict=True))
 
 
+# -- tasks ------------------------------------------------------------------------------------------------------------
+
+
+def _ignored(tables: Sequence[Source], tasks: Sequence[str]) -> list[str]:
+    """Say which columns of wide tables are taken for bookkeeping."""
+    names = list(dict.fromkeys(name.strip() or "(no name)" for table in tables for name in bookkeeping(table, tasks)))
+    if not names:
+        return []
+    return [f"assumed: bookkeeping and no tasks, so left out: {', '.join(names)} (study.tasks=A,B,... names the tasks)"]
+
+
+def _refuse_unknown_tasks(tasks: Sequence[str], names: Sequence[str]) -> None:
+    """Refuse a task that the user names and that is none of these."""
+    known = {task.strip().lower(): task.strip() for task in names}
+    for name in tasks:
+        if name.strip().lower() not in known:
+            near = difflib.get_close_matches(name.lower(), known, n=1)
+            fix = f"did you mean '{known[near[0]]}'?" if near else None
+            found = f"no student of a teacher has a score on {name!r}"
+            expected = f"names of tasks ({few(list(known.values()))})"
+            raise InputError(found, where="study.tasks", expected=expected, fix=fix)
+
+
 # -- scores -----------------------------------------------------------------------------------------------------------
-
-
-def _without_gaps(rows: pl.DataFrame) -> tuple[pl.DataFrame, list[str]]:
-    gaps = rows["score"].null_count()
-    note = [f"{gaps} cell{'s' if gaps > 1 else ''} without a score left out"] if gaps else []
-    return rows.filter(pl.col("score").is_not_null()), note
-
-
-def _percent(rows: pl.DataFrame, scale: str) -> pl.DataFrame:
-    """Bring scores to percent."""
-    top = 100.0 if scale == "percent" else 1.0
-    for bad in rows.filter((pl.col("score") < 0) | (pl.col("score") > top)).head(1).iter_rows(named=True):
-        where = f"{bad['where']}, row {bad['row']}"
-        raise InputError(
-            f"the score of {bad['task']} is {bad['score']:g}",
-            where=where,
-            expected=f"{scale}, 0 to {top:g}",
-            fix="pass study.scale=percent, which reads 0 to 100" if scale == "fraction" else "correct it",
-        )
-    return rows.with_columns(score=pl.col("score") * (100.0 / top))
-
-
-def _refuse_fractions(table: pl.DataFrame, scale: str, baseline: str) -> None:
-    """Refuse a table, or the baselines of one, without a score above 1 where percent are expected."""
-    alone = table.filter(pl.col("method").str.to_lowercase() == baseline.lower())
-    for part, what in ((table, "score"), (alone, f"score of {baseline}")):
-        known = part.filter(pl.col("score").is_not_null())
-        if scale == "percent" and known.height and (known["score"] <= 1).all():
-            fix = "are these fractions? Then pass study.scale=fraction, every table being of fractions"
-            raise InputError(f"no {what} is above 1", where=known["where"][0], expected="percent", fix=fix)
 
 
 def _with_roles(rows: pl.DataFrame, baseline: str) -> pl.DataFrame:
@@ -322,51 +336,3 @@ def _left_out(group: Mapping[str, pl.DataFrame]) -> list[str]:
     told = {"untuned": "models that were not trained", "unaware": "students of a teacher that did not know the task"}
     counts = {role: group[role].select("teacher", "student", "method").n_unique() for role in told}
     return [f"{counts[role]} rows of {text} are in no test" for role, text in told.items() if group[role].height]
-
-
-# -- pairs ------------------------------------------------------------------------------------------------------------
-
-
-def _pairs(
-    parts: Sequence[tuple[Kind, pl.DataFrame]], kind: Kind, scale: str, baseline: str, compared: pl.DataFrame
-) -> tuple[pl.DataFrame, list[str]]:
-    """Return a table of pairs, its teachers named as in the scores, and what of the study it does not have."""
-    tables = [rows for found, rows in parts if found == kind]
-    if len(tables) > 1:
-        names = " and ".join(table["where"][0] for table in tables[:2])
-        fix = f"leave one out, or leave both out of the data and name one by study.{kind}=FILE"
-        raise InputError(f"two tables of {kind}", where=names, expected="one", fix=fix)
-    empty = {"teacher": pl.String, "student": pl.String, "kind": pl.String, "task": pl.String, "value": pl.Float64}
-    if not tables:
-        return pl.DataFrame(schema=empty), []
-    rows, _ = _without_gaps(tables[0])
-    if kind == "agreement":
-        _refuse_fractions(rows, scale, baseline)
-        rows = _percent(rows, scale)
-    told = (
-        pl.when(pl.col("method").str.to_lowercase() == baseline.lower()).then(pl.lit(SFT)).otherwise(pl.col("method"))
-    )
-    known = set(compared["teacher"])
-    cut = {name: name.split("_")[0] for name in rows["teacher"].unique() if name not in known}
-    rows = rows.with_columns(told.alias("kind"), teacher=pl.col("teacher").replace(cut))
-    key = ("teacher", "student", "kind", "task")
-    for bad in rows.filter(pl.struct(key).is_duplicated()).head(1).iter_rows(named=True):
-        found = f"{kind} of {bad['teacher']} -> {bad['student']}, {bad['kind']}, on {bad['task']!r} stands twice"
-        raise InputError(found, where=f"{bad['where']}, row {bad['row']}", expected="one row each")
-    return rows.select(*key, value="score"), _unmatched(rows, kind, compared)
-
-
-def _unmatched(rows: pl.DataFrame, kind: Kind, compared: pl.DataFrame) -> list[str]:
-    """Say which pairs and tasks of the scores a table of pairs does not have."""
-    name, pair = rows["where"][0], ("teacher", "student")
-    pairs = compared.select(pair).unique(maintain_order=True)
-    lost = pairs.join(rows.select(pair).unique(), on=list(pair), how="anti")
-    tasks = [task for task in compared["task"].unique(maintain_order=True) if task != AVERAGE]
-    absent = [task for task in tasks if task not in set(rows["task"])]
-    told = []
-    if lost.height:
-        first = " -> ".join(lost.row(0))
-        told.append(f"{name} has no {kind} of {lost.height} of {pairs.height} pairs (the first: {first})")
-    if absent:
-        told.append(f"{name} has no {kind} on {', '.join(map(repr, absent))}: what is averaged over tasks is left out")
-    return told

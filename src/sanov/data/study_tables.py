@@ -19,7 +19,22 @@ from sanov.core.errors import InputError
 from sanov.core.frames import name_of, read_frame
 from sanov.core.options import Options, option
 
-__all__ = ["AVERAGE", "NO_TEACHER", "Columns", "Kind", "Source", "kind_of", "open_pairs", "open_source", "tidy"]
+__all__ = [
+    "AVERAGE",
+    "NO_TEACHER",
+    "Columns",
+    "Kind",
+    "Source",
+    "bookkeeping",
+    "few",
+    "holds_baseline",
+    "kind_of",
+    "named_tasks",
+    "open_pairs",
+    "open_source",
+    "plain",
+    "tidy",
+]
 
 AVERAGE = "Average"
 NO_TEACHER = "-"
@@ -28,6 +43,20 @@ AVERAGES = ("average", "avg", "mean")
 METHOD = re.compile(r"(?:student_)?(?P<name>.+?)(?:_temp_(?P<temperature>\d+(?:\.\d+)?))?$")
 PUBLISHED = {"KD": "SeqKD"}  # the files' name of what the paper calls SeqKD
 SIMILARITY = re.compile(r"bleu|rouge|simil|rationale|cosine", re.IGNORECASE)
+# columns of numbers that tables of results hold beside scores, as `plain` spells them
+BOOKKEEPING = re.compile(
+    r"""
+      (num_|n_|max_|train_|warmup_)? ( epochs? | steps? | iter(ation)?s? | batch(es)? | tokens? | layers? | params
+                                     | parameters | samples | examples | rows | shots? | fewshot | length )
+    | batch_size | bs | lr | learning_rate | weight_decay | dropout | warmup(_ratio)? | lambda | alpha | beta | gamma
+    | (lora_)? (r | rank | alpha) | width | hidden(_size)? | params_b | parameters_b | size_b | (model|student|teacher)_size
+    | seeds | random_(seed|state) | runs? | run_id | trial | fold | id | index | idx | n | unnamed.*
+    | (gpu_|train_|wall_)? (time | seconds | minutes | hours) | runtime | duration | flops | memory | date | timestamp | year
+    | (train_|val_|eval_|test_)? (loss | perplexity | ppl) | std | stderr | se | ci_(low|high)
+    | temp | tau | (kd|distillation)_temperature | top_[pk] | version | checkpoint | ckpt | notes? | comments?
+    """,
+    re.VERBOSE,
+)
 
 Kind = Literal["long", "wide", "agreement", "similarity"]
 
@@ -69,13 +98,21 @@ class Source:
 def open_source(source: Any, columns: Columns) -> Source:
     """Read a table and find its columns."""
     names = [value for part, value in columns.given().items() if part in ("teacher", "student", "method", "task")]
-    frame = read_frame(source, text=(*names, *(name.capitalize() for name in names)))
+    spelled = [way(name) for name in names for way in (str, str.lower, str.upper, str.title, str.capitalize)]
+    frame = read_frame(
+        source, text=[f"{space}{name}{end}" for name in spelled for space in ("", " ") for end in ("", " ")]
+    )
     return Source(name_of(source), frame, _places(frame, columns))
 
 
+def plain(name: str) -> str:
+    """Return a name of a column without what does not count: case, spaces around, and what joins its words."""
+    return re.sub(r"[\s_-]+", "_", name.strip().lower())
+
+
 def _places(frame: pl.DataFrame, columns: Columns) -> dict[str, str]:
-    by_case = {name.lower(): name for name in frame.columns}
-    found = {part: by_case.get(name.lower()) for part, name in columns.given().items()}
+    by_name = {plain(name): name for name in reversed(frame.columns)}  # of two, the first
+    found = {part: by_name.get(plain(name)) for part, name in columns.given().items()}
     return {part: name for part, name in found.items() if name is not None}
 
 
@@ -92,7 +129,7 @@ def kind_of(source: Source, baseline: str) -> Kind:
     wanted = ["teacher", "student", "method", *(["task", "score"] if long else [])]
     missing = [part for part in wanted if part not in places]
     if missing:
-        raise _lacking(source, missing)
+        raise _lacking(source, missing, baseline)
     if long:
         return "long"
     methods = {str(method).lower() for method in source.frame[places["method"]].drop_nulls()}
@@ -116,31 +153,73 @@ def open_pairs(source: Any, columns: Columns, baseline: str) -> Source:
     return table
 
 
-def _lacking(source: Source, missing: Sequence[str]) -> InputError:
-    free = [name for name in source.frame.columns if name not in source.places.values()]
-    near = {part: difflib.get_close_matches(part, [name.lower() for name in free], n=1) for part in missing}
-    lowered = {name.lower(): name for name in free}
-    told = [f"study.map.{part}={lowered[match[0]]}" for part, match in near.items() if match]
+def _lacking(source: Source, missing: Sequence[str], baseline: str) -> InputError:
+    free = {plain(name): name for name in source.frame.columns if name not in source.places.values()}
+    near = {part: difflib.get_close_matches(part, free, n=1) for part in missing}
+    meant = {part: free[match[0]] for part, match in near.items() if match}
+    holder = holds_baseline(source.frame, baseline)
+    if "method" in missing and holder is not None:
+        meant["method"] = holder
     found = f"the table lacks {', '.join(map(repr, missing))}"
-    fix = (
-        f"did you mean {' '.join(told)}?"
-        if told
-        else f"name them by {' '.join(f'study.map.{part}=...' for part in missing)}"
-    )
+    told = " ".join(f"study.map.{part}={name}" for part, name in meant.items())
+    named = f"name them by {' '.join(f'study.map.{part}=NAME' for part in missing)}"
+    fix = (f"did you mean {told}?" if told else f"{named}.") + " If these are predictions, pass mode=report"
     return InputError(
         found,
         where=source.name,
-        expected=f"teacher, student and method, with task and score or a column a task (found: {_few(source.frame.columns)})",
+        expected=f"teacher, student and method, with task and score or a column a task (found: {few(source.frame.columns)})",
         fix=fix,
     )
 
 
-def _few(names: Sequence[str]) -> str:
+def holds_baseline(frame: pl.DataFrame, baseline: str) -> str | None:
+    """Return the column of text with a cell that is the baseline's name: it holds methods, whatever it is called."""
+    for name in frame.columns:
+        if (
+            frame[name].dtype == pl.String
+            and (frame[name].str.strip_chars().str.to_lowercase() == baseline.lower()).any()
+        ):
+            return name
+    return None
+
+
+def few(names: Sequence[str]) -> str:
+    """Join a few names."""
     return ", ".join(names[:8]) + (" ..." if len(names) > 8 else "")
 
 
-def tidy(source: Source, kind: Kind) -> pl.DataFrame:
+def bookkeeping(source: Source, tasks: Sequence[str] = ()) -> list[str]:
+    """Return the columns of a wide table that are left out as no tasks; none where the tasks are named."""
+    if tasks or {"task", "score"} <= source.places.keys():
+        return []
+    return [name for name in _other_columns(source) if _is_bookkeeping(name)]
+
+
+def named_tasks(source: Source) -> list[str]:
+    """Return the tasks that a table of scores may name: cells of a long one, columns of a wide one."""
+    if "task" not in source.places:
+        return _other_columns(source)
+    return source.frame[source.places["task"]].cast(pl.String).str.strip_chars().drop_nulls().unique().to_list()
+
+
+def _is_bookkeeping(name: str) -> bool:
+    return not name.strip() or BOOKKEEPING.fullmatch(plain(name)) is not None
+
+
+def _other_columns(source: Source) -> list[str]:
+    known = set(source.places.values())
+    return [name for name in source.frame.columns if name not in known and plain(name) != "pair"]
+
+
+def tidy(source: Source, kind: Kind, tasks: Sequence[str] = ()) -> pl.DataFrame:
     """Return the cells of a table as rows: teacher, student, method, temperature, seed, task, score, size, where.
+
+    Parameters
+    ----------
+    source, kind
+        The table, and its shape.
+    tasks
+        Names of the tasks; where there are none, all but averages and bookkeeping.
 
     Raises
     ------
@@ -150,9 +229,9 @@ def tidy(source: Source, kind: Kind) -> pl.DataFrame:
     frame = source.frame.with_row_index("row", offset=1)
     places = source.places
     if not {"task", "score"} <= places.keys():
-        tasks = _task_columns(source)
+        scored = _task_columns(source, tasks)
         kept = ["row", *(name for part, name in places.items() if part not in ("task", "score"))]
-        frame = frame.unpivot(tasks, index=kept, variable_name="task", value_name="score")
+        frame = frame.unpivot(scored, index=kept, variable_name="task", value_name="score")
         places = {**places, "task": "task", "score": "score"}
     for part in ("score", "temperature", "size"):
         if part in places:
@@ -177,13 +256,16 @@ def tidy(source: Source, kind: Kind) -> pl.DataFrame:
         .otherwise(pl.col("teacher")),
         task=pl.when(pl.col("task").str.to_lowercase().is_in(AVERAGES)).then(pl.lit(AVERAGE)).otherwise(pl.col("task")),
     )
+    if tasks:  # an average that is given is one over all tasks
+        rows = rows.filter(pl.col("task").str.to_lowercase().is_in([name.strip().lower() for name in tasks]))
     return rows if kind == "long" else _with_methods(rows)
 
 
-def _task_columns(source: Source) -> list[str]:
+def _task_columns(source: Source, tasks: Sequence[str]) -> list[str]:
     """Return the columns of tasks; a text column besides the known ones is refused unless it is a pair's name."""
-    known = {*source.places.values()}
-    rest = [name for name in source.frame.columns if name not in known and name.lower() != "pair"]
+    wanted = {name.strip().lower() for name in tasks}
+    others = _other_columns(source)
+    rest = [name for name in others if (name.strip().lower() in wanted if tasks else not _is_bookkeeping(name))]
     text = [name for name in rest if not source.frame[name].dtype.is_numeric()]
     for name in text:
         numbers = source.frame[name].cast(pl.String).str.strip_chars().cast(pl.Float64, strict=False)
@@ -191,14 +273,14 @@ def _task_columns(source: Source) -> list[str]:
         if len(bad):
             row = int(bad[0])
             found = f"the cell of {name!r} is {source.frame[name][row]!r}"
-            fix = "correct it, or leave the column out"
+            fix = "correct it, or name the tasks by study.tasks=A,B,...; if these are predictions, pass mode=report"
             raise InputError(
                 found, where=source.row(row + 1), expected="a score, as every column but names is a task", fix=fix
             )
     if not rest:
-        raise InputError(
-            "there is no column of scores", where=source.name, expected="a column a task, or task and score"
-        )
+        found = "there is no column of scores" + (f" on {few(tasks)}" if tasks else "")
+        fix = f"the columns are: {few(source.frame.columns)}; study.tasks=A,B,... names those of tasks"
+        raise InputError(found, where=source.name, expected="a column a task, or task and score", fix=fix)
     return rest
 
 

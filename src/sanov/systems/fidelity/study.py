@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import difflib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,9 @@ import polars as pl
 from sanov.core.answers import Answer
 from sanov.core.errors import InputError, SanovWarning
 from sanov.core.frames import is_path
-from sanov.data import studies
+from sanov.data import predictions, studies
 from sanov.data.studies import StudyData
+from sanov.data.study_tables import holds_baseline, plain
 from sanov.systems.fidelity.study_figures import figures
 from sanov.systems.fidelity.study_findings import FEWEST_CLUSTERS, Findings, Side, analyse
 from sanov.systems.fidelity.study_options import StudyOptions
@@ -31,13 +33,15 @@ from sanov.systems.fidelity.study_wording import few_clusters, lines, notes, sen
 __all__ = ["StudyData", "StudyOptions", "answer", "looks_like_study", "read"]
 
 ALIKE = 0.75  # of difflib's ratio, from which a column is taken for a misspelt `method`
+MOST = 20  # files of a folder that are named
 TABLES = (".csv", ".tsv", ".parquet", ".xlsx", ".jsonl", ".ndjson", ".feather", ".arrow")
 
 
 def looks_like_study(frames: Sequence[pl.DataFrame], config: Any = None) -> bool:
     """Whether some table has a study's columns: a method beside a teacher or student, or a task beside its score.
 
-    A misspelt method counts: what is wrong with a study is told by its reader.
+    A misspelt method counts, and one whose cells hold the baseline's name: what is wrong with a study is told by its reader.
+    A table with a column of predictions, of probabilities or of labels is none, unless it has a method and a score.
 
     Parameters
     ----------
@@ -46,18 +50,38 @@ def looks_like_study(frames: Sequence[pl.DataFrame], config: Any = None) -> bool
     config
         The options, for the user's names of columns.
     """
-    columns = studies.Columns() if config is None else config.study.map
-    named = {part: name.lower() for part, name in columns.given().items()}
+    columns, baseline = (studies.Columns(), "SFT") if config is None else (config.study.map, config.study.baseline)
+    named = {part: plain(name) for part, name in columns.given().items()}
+    return any(_is_study(frame, named, baseline, _Names.of(config)) for frame in frames)
 
-    def is_one(frame: pl.DataFrame) -> bool:
-        found = {name.lower() for name in frame.columns}
-        has = {part for part, name in named.items() if name in found}
-        misspelt = {"teacher", "student"} <= has and difflib.get_close_matches(
-            named["method"], found, n=1, cutoff=ALIKE
-        )
-        return bool(misspelt) or ("method" in has and bool(has & {"teacher", "student"})) or {"task", "score"} <= has
 
-    return any(is_one(frame) for frame in frames)
+@dataclass(frozen=True)
+class _Names:
+    """Columns that predictions have and scores do not."""
+
+    whole: tuple[str, ...]
+    prefixes: tuple[str, ...]
+
+    @classmethod
+    def of(cls, config: Any) -> _Names:
+        columns = getattr(config, "map", None) or predictions.Columns()
+        return cls((columns.prediction, columns.label), tuple(filter(None, (columns.probabilities, columns.logits))))
+
+    def are_in(self, frame: pl.DataFrame) -> bool:
+        return any(name in self.whole or name.startswith(self.prefixes) for name in frame.columns)
+
+
+def _is_study(frame: pl.DataFrame, named: Mapping[str, str], baseline: str, of_predictions: _Names) -> bool:
+    found = {plain(name) for name in frame.columns}
+    has = {part for part, name in named.items() if name in found}
+    if "method" in has and has & {"teacher", "student"}:
+        return "score" in has or not of_predictions.are_in(frame)
+    if of_predictions.are_in(frame):
+        return False
+    if {"teacher", "student"} <= has and holds_baseline(frame, baseline) is not None:
+        return True
+    misspelt = {"teacher", "student"} <= has and difflib.get_close_matches(named["method"], found, n=1, cutoff=ALIKE)
+    return bool(misspelt) or {"task", "score"} <= has
 
 
 def read(sources: Sequence[Any], config: Any) -> StudyData:
@@ -76,22 +100,39 @@ def read(sources: Sequence[Any], config: Any) -> StudyData:
         Anything that is wrong with the input; the message names the file and the row.
     """
     options: StudyOptions = config.study
-    return studies.read(
-        [table for source in sources for table in _opened(source)],
-        options.map,
-        baseline=options.baseline,
-        scale=options.scale,
-        agreement=options.agreement,
-        similarity=options.similarity,
-    )
+    opened = [_opened(source) for source in sources]
+    try:
+        return studies.read(
+            [table for tables in opened for table in tables],
+            options.map,
+            baseline=options.baseline,
+            scale=options.scale,
+            tasks=options.tasks,
+            agreement=options.agreement,
+            similarity=options.similarity,
+        )
+    except InputError as error:
+        folders = [tables for source, tables in zip(sources, opened, strict=True) if _is_folder(source)]
+        if not folders:
+            raise
+        names = [path.name for tables in folders for path in tables]
+        told = f"a folder stands for all its tables; to pick, name files in its place ({', '.join(names[:MOST])})"
+        fix = f"{error.fix}{'' if error.fix.endswith('?') else ';'} {told}" if error.fix else told
+        raise InputError(error.found, where=error.where, expected=error.expected, fix=fix) from None
+
+
+def _is_folder(source: Any) -> bool:
+    return is_path(source) and Path(source).is_dir()
 
 
 def _opened(source: Any) -> list[Any]:
-    if not (is_path(source) and Path(source).is_dir()):
+    if not _is_folder(source):
         return [source]
     found = sorted(path for path in Path(source).iterdir() if path.suffix.lower() in TABLES)
     if not found:
-        raise InputError("the folder holds no table", where=str(source), expected=f"files of {', '.join(TABLES)}")
+        fix = "name a folder of tables of scores, or files; a folder of a model is named by models.teacher=DIR"
+        expected = f"files of {', '.join(TABLES)}"
+        raise InputError("the folder holds no table", where=str(source), expected=expected, fix=fix)
     return list(found)
 
 

@@ -156,7 +156,7 @@ def analyse(data: StudyData, config: Any, *, seed: int) -> Findings:
     )
     rows = select(data, options.selection, options.temperature)
     _refuse_without_headline(rows)
-    chance = options.chance_of(chance_levels())
+    chance = options.chance_of(chance_levels(), data.tasks)
     fallen = tuple(collapsed(rows, chance, options.below_chance_margin))
     excess = excess_agreement(rows, chance)
     return Findings(

@@ -187,6 +187,7 @@ def notes(found: Findings) -> tuple[str, ...]:
     """What was left out, assumed, or should make the reader careful; the gravest first."""
     said = [
         *_below_notes(found),
+        *_chance_notes(found),
         *_selection_notes(found),
         *_bounds_notes(found),
         *_cluster_notes(found),
@@ -208,11 +209,24 @@ def _below_notes(found: Findings) -> list[str]:
     first = found.below.row(0, named=True)
     example = f"{first['student']} {first['score']:g} on {first['task']}, where guessing gets {first['chance']:.3g}"
     margin = f"more than {found.options.below_chance_margin:g} points below chance"
-    note = [
+    return [
         f"likely answer-format failures: {', '.join(told)} lie {margin} (lowest: {example}); look for missing answers"
     ]
+
+
+def _chance_notes(found: Findings) -> list[str]:
+    """Say of which tasks it is not known what guessing gets, and which levels look like fractions."""
     unknown = [task for task in found.data.tasks if task not in found.chance]
-    return note + ([f"chance of {', '.join(unknown[:3])} is not known (study.chance=TASK:PERCENT)"] if unknown else [])
+    tiny = [task for task, level in found.chance.items() if 0 < level < 1]
+    said = []
+    if unknown:
+        more = f" and {len(unknown) - TASKS_TOLD} more" if unknown[TASKS_TOLD:] else ""
+        told = f"what guessing gets on {', '.join(unknown[:TASKS_TOLD])}{more} is not known (study.chance=TASK:PERCENT)"
+        said.append(f"{told}: no score there is held against chance")
+    if tiny:
+        level = found.chance[tiny[0]]
+        said.append(f"guessing is taken to get {level:g} percent on {tiny[0]}, as among {100 / level:.0f} options")
+    return said
 
 
 def _group(name: str) -> str:
