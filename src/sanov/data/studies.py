@@ -129,24 +129,12 @@ def read(
     tables += [(kind, open_pairs(path, columns, baseline)) for kind, path in named if path]
     _refuse_unknown_tasks(tasks, [name for kind, table in tables if kind not in PAIRED for name in named_tasks(table)])
     parts = [(kind, tidy(table, kind, tasks)) for kind, table in tables]
-    scores = [rows for kind, rows in parts if kind in ("long", "wide")]
-    if not scores:
-        expected = "a table with the columns teacher, student and method, and scores"
-        raise InputError("there is no table of scores", where="the study", expected=expected)
-    for table in scores:
-        refuse_fractions(table, scale, baseline)
-    rows, notes = without_gaps(pl.concat(scores))
+    rows, notes = _scored([rows for kind, rows in parts if kind not in PAIRED], scale, baseline)
     notes += _ignored([table for kind, table in tables if kind == "wide"], tasks)
-    rows = _with_roles(percent(rows, scale), baseline)
     compared = rows.filter(pl.col("role") == "distilled")["task"].unique(maintain_order=True)
     scored = tuple(task for task in compared if task != AVERAGE)
     _refuse_unknown_tasks(tasks, scored)
-    rows = rows.filter(pl.col("task").is_in([*scored, AVERAGE]))
-    rows, more = _with_known_teachers(rows)
-    _refuse_repeated(rows)
-    _refuse_other_baselines(rows)
-    rows, averaged = _with_averages(rows, scored)
-    _refuse_students_without_baseline(rows, baseline)
+    rows, more = _complete(rows.filter(pl.col("task").is_in([*scored, AVERAGE])), scored, baseline)
     groups = rows.partition_by("role", as_dict=True)
     empty = rows.clear()
     group = {role: groups.get((role,), empty) for role in ("distilled", "baseline", "untuned", "unaware")}
@@ -165,7 +153,7 @@ def read(
         similarity=pairs["similarity"],
         sizes=_sizes(rows),
         tasks=scored,
-        notes=(*notes, *more, *averaged, *_left_out(group)),
+        notes=(*notes, *more, *_left_out(group)),
         digest=files.digest([fingerprint(table.frame) for _, table in tables]),
         source=sources[0] if sources else None,
     )
@@ -208,6 +196,27 @@ def _refuse_unknown_tasks(tasks: Sequence[str], names: Sequence[str]) -> None:
 
 
 # -- scores -----------------------------------------------------------------------------------------------------------
+
+
+def _scored(tables: Sequence[pl.DataFrame], scale: str, baseline: str) -> tuple[pl.DataFrame, list[str]]:
+    """Return all scores in percent, each with the role that its row plays, and how many cells are empty."""
+    if not tables:
+        expected = "a table with the columns teacher, student and method, and scores"
+        raise InputError("there is no table of scores", where="the study", expected=expected)
+    for table in tables:
+        refuse_fractions(table, scale, baseline)
+    rows, notes = without_gaps(pl.concat(tables))
+    return _with_roles(percent(rows, scale), baseline), notes
+
+
+def _complete(rows: pl.DataFrame, tasks: Sequence[str], baseline: str) -> tuple[pl.DataFrame, list[str]]:
+    """Return rows whose teachers are known, with averages; refuse what stands twice, and a student without a baseline."""
+    rows, notes = _with_known_teachers(rows)
+    _refuse_repeated(rows)
+    _refuse_other_baselines(rows)
+    rows, more = _with_averages(rows, tasks)
+    _refuse_students_without_baseline(rows, baseline)
+    return rows, [*notes, *more]
 
 
 def _with_roles(rows: pl.DataFrame, baseline: str) -> pl.DataFrame:
