@@ -1,5 +1,6 @@
 """Studies for the tests: a made-up one as a long table, the published ones, and a stand-in for the system's options."""
 
+import functools
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -30,6 +31,7 @@ def paths(field):
     return [FOLDER / f"{name}.csv" for name in FILES[field]]
 
 
+@functools.cache
 def field(name):
     return studies.read(paths(name))
 

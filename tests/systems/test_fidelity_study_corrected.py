@@ -1,6 +1,7 @@
 """Corrected tests of a study: the numbers of the published files, and what holds for any study."""
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -266,25 +267,28 @@ def test_clusters_reject_a_true_null_as_often_as_they_say():
     assert naive / runs > alpha + error
 
 
-def made_of_noise(generator, noise):
-    """Ten students of one teacher: distillation adds 3 points to each; both scores are measured with noise."""
-    skill = generator.normal(60, 3, 10)
-    base, score = skill + generator.normal(0, noise, 10), skill + 3 + generator.normal(0, noise, 10)
-    rows = [("-", "t-99B", "SFT", "x", 90.0)]
+def ten_students():
+    """Ten students of one teacher, whose scores are yet to be made."""
+    rows = [("-", "t-99B", "SFT", 90.0)]
     for place in range(10):
-        rows += [
-            ("-", f"s-{place + 1}B", "SFT", "x", base[place]),
-            ("t-99B", f"s-{place + 1}B", "KD", "x", score[place]),
-        ]
-    table = pl.DataFrame(rows, schema=["teacher", "student", "method", "task", "score"], orient="row")
-    return select(studies.read([table]), "fixed")
+        rows += [("-", f"s-{place + 1}B", "SFT", 50.0), ("t-99B", f"s-{place + 1}B", "KD", 53.0)]
+    table = pl.DataFrame(rows, schema=["teacher", "student", "method", "score"], orient="row")
+    return select(studies.read([table.with_columns(task=pl.lit("x"))]), "fixed")
+
+
+def made_of_noise(rows, generator, noise):
+    """Distillation adds 3 points to each student; both scores are measured with noise."""
+    skill = generator.normal(60, 3, (10, 1))
+    base, score = skill + generator.normal(0, noise, (10, 1)), skill + 3 + generator.normal(0, noise, (10, 1))
+    return replace(rows, baseline=base, score=score, gain=score - base)
 
 
 def test_shared_term_is_no_finding():
     """Noise alone makes gain and baseline correlate, and the naive test reject; the swaps reject as often as they say."""
     generator, runs, alpha = np.random.default_rng(4), 60, 0.1
     settings = Settings(alternative="greater")
-    found = [made_of_noise(generator, 3.0) for _ in range(runs)]
+    students = ten_students()
+    found = [made_of_noise(students, generator, 3.0) for _ in range(runs)]
     corrected = [shared_term(rows, 0, settings) for rows in found]
     naive = [stats.spearmanr(rows.gain[:, 0], rows.baseline[:, 0], alternative="less").pvalue for rows in found]
     error = 3 * np.sqrt(alpha * (1 - alpha) / runs)
