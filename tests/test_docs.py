@@ -90,9 +90,21 @@ def users_folder(tmp_path_factory):
     for name, said in guesses.items():
         pl.DataFrame({"id": range(rows), "prediction": said}).write_csv(folder / f"{name}.csv")
     pl.DataFrame({"id": range(rows), "label": labels}).write_csv(folder / "labels.csv")
+    study_of_pairs().write_csv(folder / "scores.csv")
     tiny_bert.save(folder / "bert")
     tiny_bert.save(folder / "small-bert")
     return folder
+
+
+def study_of_pairs():
+    """Six pairs of a teacher and a student, on two tasks."""
+    own = {f"net-{size}B": 40.0 + size for size in (1, 3, 7, 14, 32)}
+    rows = [("-", model, "SFT", task, score) for model, score in own.items() for task in ("law", "tax")]
+    for place, teacher in enumerate(("net-14B", "net-32B")):
+        for size in (1, 3, 7):
+            student = f"net-{size}B"
+            rows += [(teacher, student, "KD", task, own[student] + 5 - size / 2 + place) for task in ("law", "tax")]
+    return pl.DataFrame(rows, schema=["teacher", "student", "method", "task", "score"], orient="row")
 
 
 def run_command(line, monkeypatch):
