@@ -55,6 +55,11 @@ def test_npz_of_texts(tmp_path):
     assert table.labels is None
 
 
+def test_texts_as_pandas_and_lists_have_them():
+    for texts in (pd.Series(["a b", "c"]).to_numpy(dtype=object), ["a b", "c"]):
+        assert read([{"inputs": texts, "logits": LOGITS[:2]}]).inputs == ("a b", "c")
+
+
 def test_dictionary_of_arrays():
     same(read([{"inputs": INPUTS, "logits": LOGITS, "labels": LABELS, "classes": NAMES}]))
 
@@ -258,6 +263,21 @@ MISTAKES = {
     "unknown array": ([{"inputs": INPUTS, "logits": LOGITS, "lables": LABELS}], "did you mean 'labels'"),
     "no inputs": ([{"logits": LOGITS}], "no inputs for the student"),
     "image": ([{"inputs": INPUTS.reshape(6, 2, 1), "logits": LOGITS}], r"shape \(6, 2, 1\).*reshape"),
+    "features as text": (
+        [{"inputs": INPUTS.astype(str), "logits": LOGITS}],
+        r"array 'inputs': is of shape \(6, 2\) and type <U.*categories.*one text a row",
+    ),
+    "features as objects": (
+        [{"inputs": np.array([[1.5, "red"], [2.5, "blue"]], dtype=object), "logits": LOGITS[:2]}],
+        "type object.*categories",
+    ),
+    "numbers as objects": ([{"inputs": INPUTS.astype(object), "logits": LOGITS}], r"type object.*astype\(float\)"),
+    "logits as text": ([{"inputs": INPUTS, "logits": LOGITS.astype(str)}], r"array 'logits'.*astype\(float\)"),
+    "texts as bytes": ([{"inputs": np.array([b"a", b"c"]), "logits": LOGITS[:2]}], "array 'inputs'.*decode"),
+    "texts and holes": (
+        [{"inputs": np.array(["a", None, "c", 1.5], dtype=object), "logits": LOGITS[:4]}],
+        "array 'inputs', row 2: is no text.*2 such rows",
+    ),
     "rows differ": ([{"inputs": INPUTS[:5], "logits": LOGITS}], "inputs has 5 rows and logits has 6"),
     "NaN input": ([{"inputs": spoilt(INPUTS, 3, np.nan), "logits": LOGITS}], "array 'inputs'.*row 4.*1 such row"),
     "infinite logit": ([{"inputs": INPUTS, "logits": spoilt(LOGITS, 2, np.inf)}], "array 'logits'.*row 3.*1 such row"),
@@ -342,6 +362,27 @@ def test_probabilities_and_votes_are_told():
         read([{"inputs": INPUTS, "logits": probabilities}])
     with pytest.warns(SanovWarning, match="whole numbers"):
         read([{"inputs": INPUTS, "logits": np.rint(LOGITS * 5)}])
+
+
+@pytest.mark.parametrize("labels", [["cat", "dog", "cat"], [1, 2, 3]], ids=["names", "numbers from 1"])
+def test_labels_of_classes_without_names_ask_for_the_names(labels, tmp_path):
+    """The remedy works: what the message asks for makes the table readable."""
+    arrays = {"inputs": INPUTS[:3], "logits": LOGITS[:3], "labels": np.array(labels)}
+    np.savez(tmp_path / "t.npz", **arrays)
+    with pytest.raises(
+        InputError, match=r"the label is '.*Add the array `classes`.*in the order of the columns of logits"
+    ):
+        read([tmp_path / "t.npz"])
+    names = np.array(["dog", "cat", "emu"] if labels[0] == "cat" else [2, 1, 3])
+    assert read([arrays | {"classes": names}]).labels.tolist()[:2] == [1, 0]
+    rows = pl.DataFrame({"a": INPUTS[:3, 0], "logits": LOGITS[:3].tolist(), "label": labels})
+    with pytest.raises(InputError, match="one column a class, logit_NAME"):
+        read([rows])
+
+
+def test_labels_of_named_classes_ask_for_the_same_names():
+    with pytest.raises(InputError, match=r"'ant'.*Use the same names in both, of labels and of classes"):
+        read([{"inputs": INPUTS, "logits": LOGITS, "labels": ["cat", "ant"] * 3, "classes": NAMES}])
 
 
 def test_labels_that_the_fitted_classes_lack():

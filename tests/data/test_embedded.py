@@ -46,6 +46,11 @@ def test_parity_has_a_teacher_that_shows_its_embeddings():
     assert rest.logits is None
 
 
+@pytest.mark.parametrize("name", ["digits", "parity", "wine"])
+def test_a_message_calls_a_table_as_its_user_did(name):
+    assert distillation.read([f"embedded:{name}"]).name == f"embedded:{name}"
+
+
 def test_wine():
     frame = resolve("embedded:wine")
     assert frame.columns == load_wine().feature_names

@@ -16,6 +16,7 @@ from jaxtyping import Float64, Int64
 
 from sanov.core import files
 from sanov.core.errors import InputError, SanovWarning
+from sanov.core.frames import name_of
 from sanov.data.distillation_sources import Columns, Part, read_part
 from sanov.data.embedded import resolve
 from sanov.data.heads import Head, checked_logits
@@ -23,6 +24,11 @@ from sanov.data.labels import encode_labels, listed
 
 __all__ = ["Columns", "DistilTable", "Head", "encode_labels", "read"]
 
+NAMES = "use the same names in both, of labels and of classes, or number the labels in the order of the classes"
+ADD_NAMES = (
+    "add the array `classes` (.npz), the names that the labels have in the order of the columns of logits; or, in a "
+)
+ADD_NAMES += "table, give the logits as one column a class, logit_NAME"
 SOURCES = "one .npz file or table, or a table of inputs and one of logits or embeddings; and a head alone, if wanted"
 
 # The axes are named for the reader alone (the underscore): `__post_init__` compares them, and tells the user.
@@ -147,7 +153,7 @@ class DistilTable:
         if self.labels is None:
             return replace(self, classes=classes)
         names = [None if label < 0 else self.classes[label] for label in self.labels]
-        return replace(self, classes=classes, labels=encode_labels(names, classes, name=self.name)[0])
+        return replace(self, classes=classes, labels=encode_labels(names, classes, name=self.name, fix=NAMES)[0])
 
     def _reordered(self, classes: tuple[str, ...]) -> DistilTable:
         if sorted(classes) != sorted(self.classes):
@@ -216,7 +222,8 @@ def read(sources: Sequence[Any], columns: Columns | None = None) -> DistilTable:
         _check_logits(part.logits, part.name)
     labels, classes = None, part.classes or (() if logits is None else tuple(map(str, range(logits.shape[1]))))
     if part.labels is not None:
-        labels, classes = encode_labels(part.labels, classes or None, name=part.name)
+        fix = NAMES if part.classes else ADD_NAMES
+        labels, classes = encode_labels(part.labels, classes or None, name=part.name, fix=fix)
     ids = None if part.ids is None else _unique(part)
     return DistilTable(
         part.inputs,
@@ -243,7 +250,7 @@ def _one(sources: Sequence[Any], columns: Columns) -> Part:
         if not sources:
             found, fix = "no data were given", "name a file, or embedded:digits, which needs none"
         raise InputError(found, expected=SOURCES, fix=fix)
-    parts = [read_part(resolve(source), columns) for source in sources]
+    parts = [read_part(resolve(source), columns, name=name_of(source)) for source in sources]
     for name in {"logits", "embeddings"} & columns.model_fields_set:
         prefix = getattr(columns, name)
         if prefix and all(getattr(part, name) is None for part in parts):

@@ -82,7 +82,7 @@ class Part:
         return self.head is not None and all(values is None for values in rows)
 
 
-def read_part(source: Any, columns: Columns) -> Part:
+def read_part(source: Any, columns: Columns, *, name: str) -> Part:
     """Return what one source holds, checked.
 
     Parameters
@@ -91,6 +91,8 @@ def read_part(source: Any, columns: Columns) -> Part:
         The path of an ``.npz`` file, a mapping with such arrays, or anything that `frames.read_frame` takes.
     columns
         The user's names of columns.
+    name
+        What to call the source in a message.
 
     Raises
     ------
@@ -98,12 +100,12 @@ def read_part(source: Any, columns: Columns) -> Part:
         With the file, the row and the column or array at fault.
     """
     if frames.is_path(source) and Path(source).suffix.lower() == ".npz":
-        return _from_arrays(_load(Path(source)), name=str(source))
+        return _from_arrays(_load(Path(source)), name)
     if isinstance(source, Mapping) and ROWS & source.keys() and not _is_flat(source):
-        return _from_arrays(source, name="the dictionary")
-    names = (columns.label, columns.text, columns.id, columns.subclass)
-    frame = frames.read_frame(source, delimiter=columns.delimiter or None, text=names)
-    return _from_frame(frame, columns, frames.name_of(source), None if frames.is_path(source) else source)
+        return _from_arrays(source, name)
+    cells = (columns.label, columns.text, columns.id, columns.subclass)
+    frame = frames.read_frame(source, delimiter=columns.delimiter or None, text=cells)
+    return _from_frame(frame, columns, name, None if frames.is_path(source) else source)
 
 
 def _is_flat(source: Mapping[Any, Any]) -> bool:
@@ -163,20 +165,39 @@ def _head(found: Mapping[str, np.ndarray], name: str) -> Head | None:
 
 
 def _inputs(values: np.ndarray, name: str) -> tuple[Any, tuple[str, ...]]:
-    if values.ndim == 1 and values.dtype.kind in "UT":
-        return tuple(map(str, values)), ("text",)
+    if values.ndim == 1 and (values.dtype.kind in "UT" or any(isinstance(value, str) for value in values.flat)):
+        return _all_texts(values, name), ("text",)
     matrix = _matrix(values, "inputs", name)
     return matrix, tuple(f"x{j + 1}" for j in range(matrix.shape[1]))
+
+
+def _all_texts(values: np.ndarray, name: str) -> tuple[str, ...]:
+    others = [row for row, value in enumerate(values, start=1) if not isinstance(value, str)]
+    if others:
+        where, found = f"{name}, array 'inputs', row {others[0]}", f"is no text ({len(others)} such rows in all)"
+        raise InputError(found, where=where, expected="a text in each row", fix="leave out those rows")
+    return tuple(map(str, values))
 
 
 def _matrix(values: np.ndarray, array: str, name: str) -> np.ndarray:
     where = f"{name}, array '{array}'"
     if values.ndim != 2 or values.dtype.kind not in "fiub" or 0 in values.shape:
         found = f"is of shape {values.shape} and type {values.dtype}"
-        raise InputError(found, where=where, expected="numbers in [rows, columns]", fix="reshape it")
+        raise InputError(found, where=where, expected="numbers in [rows, columns]", fix=_remedy(values, array))
     matrix = values.astype(np.float64)
     _check_finite(matrix, where)
     return matrix
+
+
+def _remedy(values: np.ndarray, array: str) -> str:
+    """What to do with values that are no matrix of numbers."""
+    if values.dtype.kind in "fiub":
+        return "reshape it"
+    if values.dtype.kind == "S":
+        return "decode it by numpy.char.decode(values), if these are texts"
+    if array == "inputs" and any(isinstance(value, str) for value in values.flat):
+        return "write categories as numbers, a column for each; or give one text a row, in an array of one axis"
+    return "make numbers of it, by values.astype(float) if they are"
 
 
 def _check_finite(matrix: np.ndarray, where: str) -> None:

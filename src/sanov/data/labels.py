@@ -15,7 +15,7 @@ TRUTH = {"false": 0, "true": 1}
 
 
 def encode_labels(
-    labels: Sequence[str | None], classes: Sequence[str] | None, *, name: str
+    labels: Sequence[str | None], classes: Sequence[str] | None, *, name: str, fix: str | None = None
 ) -> tuple[Int64[np.ndarray, " rows"], tuple[str, ...]]:
     """Turn labels into indices of classes; -1 where there is none.
 
@@ -29,6 +29,8 @@ def encode_labels(
         Names of the classes; None takes those that occur.
     name
         What to call the table in a message.
+    fix
+        What to do about a label that is no class.
 
     Raises
     ------
@@ -52,7 +54,7 @@ def encode_labels(
     for row, label in enumerate(labels, start=1):
         if label not in index:
             expected = f"0 to {len(names) - 1}" if numbers else f"one of {listed(names)}"
-            raise InputError(f"the label is {label!r}", where=f"{name}, row {row}", expected=expected)
+            raise InputError(f"the label is {label!r}", where=f"{name}, row {row}", expected=expected, fix=fix)
     return np.array([index[label] for label in labels], dtype=np.int64), names
 
 
