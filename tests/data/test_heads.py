@@ -1,6 +1,7 @@
 """The teacher's embeddings and its head: the doors they come through, and what is said where they do not fit."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import polars as pl
@@ -172,6 +173,38 @@ def test_logits_that_the_head_does_not_give():
     matches("one number a row: pass the logits before softmax", logits=shifted)
     matches("one number a class: pass the bias", logits=LOGITS + np.array([0.5, 0.0]))
     matches("logits of shape .*8, 2.* of shape .*8, 3", logits=np.column_stack([LOGITS, LOGITS[:, 0]]))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"logits": LOGITS + 7 * (np.arange(8) == 2)[:, None] * [1, 0]}, "by up to 7.*first in row 3"),
+        ({"embeddings": np.tanh(HIDDEN), "logits": LOGITS}, "must be the input of the last linear layer"),
+        ({"logits": LOGITS - LOGITS.max(axis=1, keepdims=True)}, "one number a row"),
+        ({"head": Head(WEIGHT, BIAS + np.array([0.5, 0.0])), "logits": LOGITS}, "one number a class"),
+    ],
+)
+def test_a_table_that_is_made_in_python_is_checked_as_a_file_is(changes, told):
+    with pytest.raises(InputError, match=f"^wine: .*{told}"):
+        table(**changes, name="wine")
+    given = table(**changes, compare_logits=False)
+    for kept in (given, given.take([1, 2]), given.aligned(("yes", "no")), replace(given, ids=tuple(IDS))):
+        assert not kept.compare_logits
+
+
+def test_a_table_whose_numbers_are_not_finite_says_so():
+    with pytest.raises(InputError, match=r"NaN or an infinite value in row 4 .* 1 such row"):
+        table(embeddings=spoilt(HIDDEN, 3, np.nan), logits=LOGITS)
+
+
+def test_rows_that_were_compared_are_not_measured_by_their_own_size():
+    """What is small beside the largest logit of a table may be large beside those of a few of its rows."""
+    small = np.vstack([1e-6 * HIDDEN[:4], HIDDEN[4:]])
+    noisy = Head(WEIGHT, np.zeros(2)).logits(small) + np.where(np.arange(8) == 1, 1e-4, 0)[:, None] * [1, -1]
+    whole = table(embeddings=small, logits=noisy, head=Head(WEIGHT, np.zeros(2)))
+    assert len(whole.take([0, 1, 2])) == 3
+    with pytest.raises(InputError, match="differs from logits"):
+        table(inputs=INPUTS[:3], embeddings=small[:3], logits=noisy[:3], head=whole.head)
 
 
 def test_the_mismatch_is_measured_by_the_size_of_the_logits():

@@ -269,7 +269,8 @@ class LelpClassifier(Distilled):
         if config.subclasses == 1:
             return table
         embeddings, head = last_layer(teacher, given, self.classes_)
-        return replace(table, embeddings=embeddings, head=head)
+        # The logits are log-probabilities, and where the teacher was fitted here those of copies of it.
+        return replace(table, embeddings=embeddings, head=head, compare_logits=False)
 
     def _told(self, table: DistilTable, config: Any, logits: Any, embeddings: Any) -> DistilTable:
         if logits is None or (embeddings is None and config.subclasses > 1):
@@ -280,7 +281,10 @@ class LelpClassifier(Distilled):
         if config.subclasses == 1 or table.logits is None:
             return table
         found = plain_embeddings(embeddings, where="teacher_embeddings")
-        return replace(table, embeddings=found, head=head_of(found, table.logits) if config.null_space else None)
+        head = head_of(found, table.logits) if config.null_space else None
+        return replace(
+            table, embeddings=found, head=head, compare_logits=False
+        )  # `head_of` compared what is comparable
 
     def _fitting(self, config: Any, table: DistilTable, seed: int) -> Any:
         """Take fewer subclasses where the rows to train on do not allow as many."""

@@ -65,11 +65,14 @@ class DistilTable:
         That layer, its columns in the order of ``classes``; embeddings may come without it.
     subclasses
         Known subclass of each row, or None: a truth to compare with, which nothing is trained on unless it is asked for.
+    compare_logits
+        Whether logits must be what the head makes of the embeddings. False says that they are others on purpose:
+        of copies of the teacher that have not seen the row, log-probabilities, or beside embeddings of other rows.
 
     Raises
     ------
     InputError
-        The arrays differ in rows, or the head does not fit the embeddings or the classes.
+        The arrays differ in rows, the head does not fit the embeddings or the classes, or logits are others than it gives.
     """
 
     inputs: Inputs
@@ -84,6 +87,7 @@ class DistilTable:
     embeddings: Float64[np.ndarray, "_rows _width"] | None = None
     head: Head | None = None
     subclasses: tuple[str | None, ...] | None = None
+    compare_logits: bool = True
 
     def __post_init__(self) -> None:
         by_row: dict[str, Any] = {
@@ -108,6 +112,8 @@ class DistilTable:
         if len(head.bias) != len(self.classes):
             found = f"the teacher's head has {len(head.bias)} classes, and there are {len(self.classes)}"
             raise InputError(found, where=self.name, expected=listed(self.classes))
+        if self.compare_logits and self.logits is not None:
+            checked_logits(self.embeddings, head, self.logits, name=self.name)
 
     def __len__(self) -> int:
         return len(self.inputs)
@@ -135,6 +141,8 @@ class DistilTable:
             embeddings=None if self.embeddings is None else self.embeddings[index],
             subclasses=None if self.subclasses is None else tuple(self.subclasses[i] for i in index),
             extras={name: values[index] for name, values in self.extras.items()},
+            # Rows with a head were compared: among few of them what is small beside all logits may be large.
+            compare_logits=self.compare_logits and self.head is None,
         )
 
     def aligned(self, classes: Sequence[str]) -> DistilTable:

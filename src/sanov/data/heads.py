@@ -108,6 +108,7 @@ def checked_logits(embeddings: Matrix, head: Head, logits: Matrix | None, *, nam
     if found.shape != logits.shape:
         told = f"the head gives logits of shape {list(found.shape)} and those given are of shape {list(logits.shape)}"
         raise InputError(told, where=name, expected="the same rows and classes in both")
+    _check_finite(found, logits, name)
     limit = TOLERANCE * float(np.abs(logits).max())
     gaps = np.abs(found - logits).max(axis=1)
     if gaps.max() <= limit:
@@ -119,6 +120,15 @@ def checked_logits(embeddings: Matrix, head: Head, logits: Matrix | None, *, nam
     told += f"by {gaps[row]:.3g})"
     expected = f"at most {limit:.3g}: embeddings must be the input of the last linear layer"
     raise InputError(told, where=name, expected=expected, fix=_reason(found, logits, limit))
+
+
+def _check_finite(found: Matrix, logits: Matrix, name: str) -> None:
+    bad = ~(np.isfinite(found) & np.isfinite(logits)).all(axis=1)
+    if bad.any():
+        told = (
+            f"NaN or an infinite value in row {bad.argmax() + 1} of embeddings or logits, {bad.sum()} such rows in all"
+        )
+        raise InputError(told, where=name, expected="finite numbers", fix="remove those rows or mend them")
 
 
 def _reason(found: Matrix, logits: Matrix, limit: float) -> str:
