@@ -58,8 +58,8 @@ def test_centring_the_head_takes_out_its_differences_alone():
     differences = head - head.mean(axis=1, keepdims=True)
     np.testing.assert_allclose(np.einsum("dc,kds->kcs", differences, found.directions), 0, atol=1e-10)
     assert np.abs(np.einsum("d,kds->ks", head.mean(axis=1), found.directions)).max() > 1e-3
-    assert largest_subclasses(embeddings, members, 3, head=head) == 9 - 3
-    assert largest_subclasses(embeddings, members, 3, head=head, center_head=True) == 9 - 2
+    assert largest_subclasses(embeddings, members, names, head=head).number == 9 - 3
+    assert largest_subclasses(embeddings, members, names, head=head, center_head=True).number == 9 - 2
 
 
 @pytest.mark.parametrize("rotation", ["random", "hadamard", "none"])
@@ -191,16 +191,37 @@ def test_the_wrong_hadamard_rotation_loses_the_split(monkeypatch):
 
 def test_one_subclass_too_many_is_refused_with_the_largest_that_fits():
     embeddings, members, head = drawn()
-    assert largest_subclasses(embeddings, members, 2, head=head) == 7
+    assert largest_subclasses(embeddings, members, NAMES, head=head).number == 7
     project(embeddings, members, NAMES, subclasses=7, head=head)
     with pytest.raises(InputError, match=r"class 'even': its 60 embeddings vary in 7 .* subclasses = 8\. Set .* to 7"):
         project(embeddings, members, NAMES, subclasses=8, head=head)
 
 
+def test_what_allows_no_more_subclasses_is_named():
+    embeddings, members, head = drawn()
+
+    def told(embeddings, members, head=head):
+        return largest_subclasses(embeddings, members, NAMES, head=head)
+
+    width = embeddings.shape[1]
+    assert told(embeddings, members) == (7, f"the embeddings have {width} columns, of which the teacher's head reads 2")
+    assert told(embeddings, members, None) == (width, f"the embeddings have {width} columns")
+    few = np.sort(np.r_[np.flatnonzero(members == 0), np.flatnonzero(members == 1)[:4]])
+    assert told(embeddings[few], members[few]) == (3, "class 'odd' has 4 rows to learn from, and there must be fewer subclasses")
+    flat = np.where((members == 0)[:, None] & (np.arange(width) > 4), 0.0, embeddings)
+    assert told(flat, members, None) == (5, "the 60 embeddings of class 'even' vary in 5 directions")
+    same = np.where((members == 0)[:, None], 1.0, embeddings)
+    assert told(same, members).number == 0
+    assert told(same, members).reason == (
+        "the 60 embeddings of class 'even' vary in 0 directions once what the teacher's head reads is out"
+    )
+    assert told(embeddings[members == 0], members[members == 0]) == (0, "class 'odd' has 0 rows to learn from")
+
+
 def test_duplicated_rows_lower_the_rank():
     embeddings, members, head = drawn(rows=8)
     embeddings, members = np.repeat(embeddings, 10, axis=0), np.repeat(members, 10)
-    assert largest_subclasses(embeddings, members, 2, head=head) == 3
+    assert largest_subclasses(embeddings, members, NAMES, head=head).number == 3
     with pytest.raises(InputError, match="40 embeddings vary in 3 directions"):
         project(embeddings, members, NAMES, subclasses=4, head=head)
 
@@ -209,7 +230,7 @@ def test_float32_embeddings_have_no_structure_in_their_rounding():
     """Embeddings along the head alone: what is left after the projection is rounding."""
     _, members, head = drawn()
     embeddings = (np.random.default_rng(1).standard_normal((120, 2)) @ head.T * 50).astype(np.float32)
-    assert largest_subclasses(embeddings, members, 2, head=head.astype(np.float32)) == 0
+    assert largest_subclasses(embeddings, members, NAMES, head=head.astype(np.float32)).number == 0
 
 
 @pytest.mark.parametrize(

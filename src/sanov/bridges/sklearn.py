@@ -154,8 +154,8 @@ class LelpClassifier(Distilled):
         fitted teacher in ``sklearn.frozen.FrozenEstimator``.) None takes logistic regression on Nystroem features, for
         texts on TF-IDF.
     subclasses, subclass_temperature, temperature, student_temperature, alpha, null_space, rotation
-        Options of the system, with its defaults. Where the rows of a class do not vary in as many directions as there are
-        to be subclasses, `fit` warns and takes the largest number that all classes allow.
+        Options of the system, with its defaults. Where a class has not as many rows or directions as there are to be
+        subclasses, `fit` warns, says what is missing, and takes the largest number that all classes allow.
     center_head, directions, class_sets, centre, scale
         Its options ``projection.center_head`` ...
     width, depth
@@ -290,17 +290,25 @@ class LelpClassifier(Distilled):
         """Take fewer subclasses where the rows to train on do not allow as many."""
         self.subclasses_ = config.subclasses
         if config.subclasses > 1:
-            most = self._most(config, table, seed)
+            most, reason = self._most(config, table, seed)
             if most < config.subclasses:
-                if config.rotation == "hadamard":
-                    most = 1 << max(most.bit_length() - 1, 0)  # the largest power of two that is not above it
-                self.subclasses_ = most
-                text = f"subclasses = {config.subclasses} is more than the rows of each class allow; {most} are taken"
-                warnings.warn(f"{text}{', which is plain distillation' * (most == 1)}.", SanovWarning, stacklevel=4)
+                self.subclasses_ = _taken(most, config.rotation)
+                told = "1 is taken, which is plain distillation"
+                if self.subclasses_ > 1:
+                    power = ", a power of two as the rotation asks" * (config.rotation == "hadamard")
+                    told = f"{self.subclasses_} are taken{power}"
+                text = f"subclasses = {config.subclasses} is too many: {reason}. {told}."
+                warnings.warn(text, SanovWarning, stacklevel=4)
         return config.model_copy(update={"subclasses": self.subclasses_})
 
-    def _most(self, config: Any, table: DistilTable, seed: int) -> int:
+    def _most(self, config: Any, table: DistilTable, seed: int) -> tuple[int, str]:
         from sanov.learning.distil import divided
 
         rows, _ = divided(table, config.validation, seed)
-        return max(int(self._module().most_subclasses(rows, config)), 1)
+        found: tuple[int, str] = self._module().most_subclasses(rows, config)
+        return found
+
+
+def _taken(most: int, rotation: str) -> int:
+    """Return the largest number of subclasses that the rotation takes, at least 1."""
+    return 1 << max(most.bit_length() - 1, 0) if rotation == "hadamard" else max(most, 1)

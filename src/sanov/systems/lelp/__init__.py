@@ -46,12 +46,13 @@ from sanov.learning import distil, predictions, subclasses, teachers
 from sanov.learning.distil import Validation
 from sanov.learning.students import Fitted, Student
 from sanov.learning.training import Training
-from sanov.systems.lelp.projection import ClassReport, Projection, Rotation, largest_subclasses, project
+from sanov.systems.lelp.projection import ClassReport, Largest, Projection, Rotation, largest_subclasses, project
 
 __all__ = [
     "ClassReport",
     "Config",
     "Fitted",
+    "Largest",
     "Projection",
     "apply",
     "find_subclasses",
@@ -151,8 +152,8 @@ def find_subclasses(table: DistilTable, config: Config, *, seed: int = 0) -> Pro
     )
 
 
-def most_subclasses(table: DistilTable, config: Config) -> int:
-    """Return the largest ``subclasses`` that a table allows; 0 where a class has no structure at all.
+def most_subclasses(table: DistilTable, config: Config) -> Largest:
+    """Return the largest ``subclasses`` that a table allows, and what stands in the way of more.
 
     Parameters
     ----------
@@ -162,7 +163,7 @@ def most_subclasses(table: DistilTable, config: Config) -> int:
     embeddings, options = subclasses.embeddings_of(table), config.projection
     members = subclasses.class_of_rows(table, options.class_sets)
     head = _head(table, config)
-    return largest_subclasses(embeddings, members, len(table.classes), head=head, center_head=options.center_head)
+    return largest_subclasses(embeddings, members, table.classes, head=head, center_head=options.center_head)
 
 
 def _head(table: DistilTable, config: Config) -> Float64[np.ndarray, "width classes"] | None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sanov.core.errors import InputError
 from sanov.subspaces import column_space, hadamard, orthogonal, principal_directions
 
-__all__ = ["ClassReport", "Projection", "Rotation", "largest_subclasses", "project"]
+__all__ = ["ClassReport", "Largest", "Projection", "Rotation", "largest_subclasses", "project"]
 
 Rows = Float[np.ndarray, "rows width"]
 Rotation = Literal["random", "hadamard", "none", "rescale"]
@@ -43,6 +43,16 @@ class ClassReport(NamedTuple):
         """Say it in words."""
         carry = f"{subclasses} directions carry {self.explained:.0%} of what varies in its {self.rows} rows"
         return f"class {self.name!r}: {carry}, and the softmax over subclasses sees {self.visible:.0%} of that"
+
+
+class Largest(NamedTuple):
+    """The largest number of subclasses that all classes allow; 0 where one has no structure at all.
+
+    ``reason`` says what stands in the way of more.
+    """
+
+    number: int
+    reason: str
 
 
 @dataclass(frozen=True)
@@ -160,24 +170,42 @@ def project(
 def largest_subclasses(
     embeddings: Rows,
     members: Int64[np.ndarray, " _rows"],
-    classes: int,
+    names: Sequence[str],
     *,
     head: Float[np.ndarray, "head_width classes"] | None = None,
     center_head: bool = False,
-) -> int:
-    """Return the largest S for which every class has enough rows and directions; 0 where one has none.
+) -> Largest:
+    """Return the largest S for which every class has enough rows and directions, and what stands in the way of more.
 
     Parameters
     ----------
-    embeddings, members, head, center_head
+    embeddings, members, names, head, center_head
         As in `project`.
-    classes
-        Number of classes.
     """
-    groups = _groups(embeddings, members, classes, head, center_head)
-    if min(len(group.centred) for group in groups) < 2:
-        return 0
-    return min(principal_directions(group.centred, 1).rank(group.scale) for group in groups)
+    groups = _groups(embeddings, members, len(names), head, center_head)
+    for name, group in zip(names, groups, strict=True):
+        if len(group.centred) < 2:
+            return Largest(0, f"class {name!r} has {_counted(len(group.centred), 'row')} to learn from")
+    ranks = [principal_directions(group.centred, 1).rank(group.scale) for group in groups]
+    place = int(np.argmin(ranks))
+    return Largest(ranks[place], _binding(names[place], groups[place], ranks[place]))
+
+
+def _binding(name: str, group: _Group, rank: int) -> str:
+    """Which of three bounds it is: the width of the embeddings, the rows of the class, or how these lie."""
+    rows, width = group.centred.shape
+    read = 0 if group.basis is None else group.basis.shape[1]
+    if rank == width - read:
+        seen = f", of which the teacher's head reads {read}" if read else ""
+        return f"the embeddings have {_counted(width, 'column')}{seen}"
+    if rank == rows - 1:
+        return f"class {name!r} has {_counted(rows, 'row')} to learn from, and there must be fewer subclasses"
+    seen = " once what the teacher's head reads is out" if read else ""
+    return f"the {rows} embeddings of class {name!r} vary in {_counted(rank, 'direction')}{seen}"
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 # -- steps ------------------------------------------------------------------------------------------------------------
