@@ -1,48 +1,17 @@
-"""Distillation as a sum of components: what counts, what is paired, what is kept, and what survives a kill."""
-
-import json
+"""Distillation as a sum of components: what counts, what is paired and what is kept."""
 
 import numpy as np
 import pytest
 import torch
 
+from learning.distil_toy import SHORT, SMALL, fit, table, texts, weights
 from sanov.core.errors import InputError
 from sanov.data.distillation import DistilTable
-from sanov.learning import distil
 from sanov.learning.components import Component, Rows, gradient_norms, label_loss, teacher_loss, weighted_sums
 from sanov.learning.distil import Validation, held_out_rows
 from sanov.learning.selection import scores
-from sanov.learning.students import Encoder, Fitted, Student, build
+from sanov.learning.students import Encoder, Fitted, build
 from sanov.learning.training import Training
-
-SMALL = Student(width=8, depth=1, buckets=64, embedding=4)
-SHORT = Training(batch_size=16, epochs=2, learning_rate=0.01)
-
-
-def table(rows=60, classes=3, seed=0, unlabelled=0):
-    """Gaussian blobs; the teacher knows their centres."""
-    rng = np.random.default_rng(seed)
-    labels = np.arange(rows) % classes
-    inputs = 2 * np.eye(classes, 4)[labels] + rng.standard_normal((rows, 4))
-    logits = 2 * inputs[:, :classes] - 1
-    labels[:unlabelled] = -1
-    return DistilTable(inputs, tuple("abcdef"[:classes]), logits, labels)
-
-
-def texts(rows=40):
-    words = ["good film", "bad film"]
-    inputs = tuple(f"{words[i % 2]} {i // 2}" for i in range(rows))
-    logits = np.where(np.arange(rows)[:, None] % 2 == [0, 1], 2.0, -2.0)
-    return DistilTable(inputs, ("pos", "neg"), logits, np.arange(rows) % 2, features=("text",))
-
-
-def weights(fitted):
-    return torch.cat([values.flatten() for values in fitted.model.state_dict().values()])
-
-
-def fit(data, *components, **options):
-    defaults = {"training": SHORT, "student": SMALL, "validation": Validation(share=0, select="last")}
-    return distil.fit(data, components or (label_loss(0.1), teacher_loss(0.9)), **(defaults | options))
 
 
 def noise(weight=1.0, **options):
@@ -291,115 +260,6 @@ def test_other_inputs_than_in_training():
         fit(table()).logits(texts())
     with pytest.raises(InputError, match="inputs are 4 features; expected texts"):
         fit(texts()).logits(table())
-
-
-def test_folders_that_hold_no_student(tmp_path):
-    with pytest.raises(InputError, match="no such folder"):
-        Fitted.load(tmp_path / "none")
-    with pytest.raises(InputError, match="no finished student"):
-        Fitted.load(tmp_path)
-    fitted = fit(table())
-    fitted.save(tmp_path / "student")
-    (tmp_path / "student" / "model.safetensors").write_bytes(b"other")
-    with pytest.raises(InputError, match="weights are not those"):
-        Fitted.load(tmp_path / "student")
-    tree = json.loads((tmp_path / "student" / "config.json").read_text())
-    fitted.save(tmp_path / "student")
-    (tmp_path / "student" / "config.json").write_text(json.dumps(tree | {"classes": ["a", "b"]}))
-    with pytest.raises(InputError, match="is damaged"):
-        Fitted.load(tmp_path / "student")
-
-
-def test_the_folder_of_a_fit(tmp_path):
-    fitted = fit(table(), out=tmp_path / "student", validation=Validation(share=0.2))
-    assert torch.equal(weights(Fitted.load(tmp_path / "student")), weights(fitted))
-    names = {path.name for path in (tmp_path / "student").iterdir()}
-    assert {"model.safetensors", "config.json", "history.csv"} <= names
-    again = fit(table(), out=tmp_path / "student", validation=Validation(share=0.2), resume=True)
-    assert torch.equal(weights(again), weights(fitted))
-
-
-def test_a_folder_can_be_used_again(tmp_path):
-    """A finished fit is replaced, also by one of other data; one that was stopped is resumed with the same data only."""
-    fit(table(), out=tmp_path / "student")
-    other = fit(table(seed=1), out=tmp_path / "student")
-    assert torch.equal(weights(Fitted.load(tmp_path / "student")), weights(other))
-    with pytest.raises(InputError, match="had other data"):
-        fit(table(), out=tmp_path / "student", resume=True)
-    with pytest.raises(InputError, match="had other options and other seed"):
-        fit(table(seed=1), out=tmp_path / "student", resume=True, config={"alpha": 1.0}, seed=3)
-    assert torch.equal(weights(Fitted.load(tmp_path / "student")), weights(other))
-
-
-class Killed(Exception):
-    pass
-
-
-@pytest.mark.filterwarnings("ignore:there is nothing to resume")  # the last is a run that was never begun
-@pytest.mark.parametrize("kill_at", [5, 9, 14])
-def test_a_killed_fit_resumes_to_the_same_bits(tmp_path, kill_at):
-    """Also where the best weights were kept before the kill, and after the checkpoint that is resumed from."""
-    data = table(64)
-    training = SHORT.model_copy(update={"epochs": 4, "checkpoint_every": 3, "evaluate_every": 2})
-    options = {"training": training, "validation": Validation(share=0.25), "diagnose": False}
-    calls = []
-
-    def killing(student_logits, rows):
-        calls.append(1)
-        if len(calls) == kill_at:
-            raise Killed
-        return label_loss().loss(student_logits, rows)
-
-    component = Component("label", killing, counts="labelled")
-    whole = fit(data, label_loss(), out=tmp_path / "whole", **options)
-    if kill_at <= 4 * 3:
-        with pytest.raises(Killed):
-            fit(data, component, out=tmp_path / "killed", **options)
-        assert not (tmp_path / "killed" / "config.json").exists()
-    again = fit(data, label_loss(), out=tmp_path / "killed", resume=True, **options)
-    assert torch.equal(weights(again), weights(whole))
-    assert again.history.drop("seconds", strict=False).equals(whole.history.drop("seconds", strict=False))
-    assert again.results == whole.results
-
-
-def stopped(data, folder, at=6, **options):
-    """A fit that is killed after its first checkpoint."""
-    calls = []
-
-    def killing(student_logits, rows):
-        calls.append(1)
-        if len(calls) == at:
-            raise Killed
-        return label_loss().loss(student_logits, rows)
-
-    with pytest.raises(Killed):
-        fit(data, Component("label", killing, counts="labelled"), out=folder, training=CHECKED, **options)
-
-
-CHECKED = SHORT.model_copy(update={"epochs": 4, "checkpoint_every": 3, "evaluate_every": 2})
-
-
-def test_a_refused_fit_leaves_the_stopped_one_as_it_was(tmp_path):
-    options = {"validation": Validation(share=0.25), "diagnose": False, "config": {"of": "one"}}
-    stopped(table(64), tmp_path / "student", **options)
-    with pytest.raises(InputError, match="holds an unfinished run"):
-        fit(table(64), label_loss(), out=tmp_path / "student", training=CHECKED, config={"of": "another"})
-    again = fit(table(64), label_loss(), out=tmp_path / "student", training=CHECKED, resume=True, **options)
-    assert torch.equal(weights(again), weights(fit(table(64), label_loss(), training=CHECKED, **options)))
-
-
-def test_nothing_of_a_finished_fit_is_taken_for_the_next(tmp_path):
-    """Neither its best weights, nor its student while the next is unfinished, nor its seal by a third."""
-    options = {"validation": Validation(share=0.25), "diagnose": False}
-    fit(table(64), label_loss(), out=tmp_path / "student", training=CHECKED, **options)
-    other = table(64, seed=1)
-    stopped(other, tmp_path / "student", **options)
-    with pytest.raises(InputError, match="no finished student"):
-        Fitted.load(tmp_path / "student")
-    with pytest.raises(InputError, match="holds an unfinished run"):
-        fit(table(64), label_loss(), out=tmp_path / "student", training=CHECKED, **options)
-    again = fit(other, label_loss(), out=tmp_path / "student", training=CHECKED, resume=True, **options)
-    assert torch.equal(weights(again), weights(fit(other, label_loss(), training=CHECKED, **options)))
 
 
 def test_a_validation_table_may_name_the_classes_in_another_order():

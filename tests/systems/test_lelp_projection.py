@@ -207,7 +207,10 @@ def test_what_allows_no_more_subclasses_is_named():
     assert told(embeddings, members) == (7, f"the embeddings have {width} columns, of which the teacher's head reads 2")
     assert told(embeddings, members, None) == (width, f"the embeddings have {width} columns")
     few = np.sort(np.r_[np.flatnonzero(members == 0), np.flatnonzero(members == 1)[:4]])
-    assert told(embeddings[few], members[few]) == (3, "class 'odd' has 4 rows to learn from, and there must be fewer subclasses")
+    assert told(embeddings[few], members[few]) == (
+        3,
+        "class 'odd' has 4 rows to learn from, and there must be fewer subclasses",
+    )
     flat = np.where((members == 0)[:, None] & (np.arange(width) > 4), 0.0, embeddings)
     assert told(flat, members, None) == (5, "the 60 embeddings of class 'even' vary in 5 directions")
     same = np.where((members == 0)[:, None], 1.0, embeddings)

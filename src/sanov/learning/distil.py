@@ -26,7 +26,7 @@ from sanov.learning.checkpoints import refuse_unfinished
 from sanov.learning.components import Component, Rows, gradient_norms, label_loss, teacher_loss, weighted_sums
 from sanov.learning.readout import Readout
 from sanov.learning.selection import BEST, Judge
-from sanov.learning.students import Encoder, Fitted, Student, build, clear
+from sanov.learning.students import Encoder, Fitted, Student, build, clear, is_finished
 from sanov.learning.teachers import CACHE, Teacher, with_teacher
 from sanov.learning.training import History, Training, micro_batches, place, shuffled, train
 from sanov.precision import widen
@@ -109,7 +109,8 @@ def fit(
     seed
         Of everything random.
     out
-        Folder for the fitted student and the checkpoints.
+        Folder for the fitted student and the checkpoints. A finished student in it is replaced, as a saved answer is, with a
+        warning where it is of other data, options or seed; a run that was stopped is not.
     resume
         Go on from the newest checkpoint in `out`.
     system, config
@@ -229,7 +230,7 @@ def _check_folder(folder: Path, resume: bool) -> None:
 
 
 def _begin(folder: Path, run: dict[str, Any], resume: bool) -> None:
-    """Write down what a run is; resume none that was another, and clear away what a finished one left.
+    """Write down what a run is; resume none that was another, and clear away what a finished one left, as is said.
 
     Raises
     ------
@@ -237,15 +238,18 @@ def _begin(folder: Path, run: dict[str, Any], resume: bool) -> None:
         The run that was stopped had other data or options, or would be overwritten. Nothing is changed then.
     """
     path = folder / RUN
-    if resume and path.is_file():
-        other = [name for name, value in files.read_json(path).items() if run[name] != value]
+    before = files.read_json(path) if path.is_file() and (resume or is_finished(folder)) else {}
+    other = " and other ".join(name for name, value in before.items() if run.get(name) != value)
+    if resume and before:
         if other:
             fix = "resume with the same, or begin anew in another folder"
-            raise InputError(
-                f"the run in this folder had other {' and other '.join(other)}", where=str(folder), fix=fix
-            )
+            raise InputError(f"the run in this folder had other {other}", where=str(folder), fix=fix)
         return
     refuse_unfinished(folder / CHECKPOINTS)
+    if other:
+        warnings.warn(
+            f"{folder} held a finished student of other {other}, which is replaced.", SanovWarning, stacklevel=4
+        )
     clear(folder)
     (folder / BEST).unlink(missing_ok=True)
     shutil.rmtree(folder / CHECKPOINTS, ignore_errors=True)
