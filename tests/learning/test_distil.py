@@ -1,5 +1,7 @@
 """Distillation as a sum of components: what counts, what is paired and what is kept."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -267,6 +269,28 @@ def test_a_validation_table_may_name_the_classes_in_another_order():
     turned = data.aligned(tuple(reversed(data.classes)))
     one, other = (fit(data, validation=held_out).results for held_out in (data, turned))
     assert one == other
+
+
+@pytest.mark.parametrize("named", [True, False])
+def test_a_teacher_is_asked_of_a_validation_table_as_of_the_rows(named):
+    """The same scores as with logits in the table; arrays are of the rows to train on, and nobody else can be asked."""
+    data, held_out = table(40), table(20, seed=1)
+
+    def teacher(rows):
+        return 2 * rows[:, :3] - 1
+
+    bare, unseen = (replace(part, logits=None, labels=None) for part in (data, held_out))
+    classes = {} if named else {"classes": ("0", "1")}  # of three, whose number the teacher tells
+    found = fit(
+        replace(bare, **classes), teacher_loss(), teacher=teacher, validation=replace(unseen, **classes)
+    ).results
+    given = fit(data, teacher_loss(), validation=replace(held_out, labels=None)).results
+    names = ("validation_agreement", "validation_cross_entropy")
+    assert [found[name] for name in names] == pytest.approx([given[name] for name in names])
+    arrays = fit(bare, teacher_loss(), teacher=data.logits, validation=replace(held_out, logits=None)).results
+    assert ("validation_accuracy" in arrays, "validation_agreement" in arrays) == (True, False)
+    with pytest.raises(InputError, match="neither labels nor teacher logits to choose by"):
+        fit(bare, teacher_loss(), teacher=data.logits, validation=unseen)
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -120,6 +120,19 @@ def test_epochs_cost_one_pass(bert, tmp_path, asked):
         asked.clear()
 
 
+def test_a_table_to_choose_by_is_shown_to_the_teacher_too(bert, tmp_path, asked):
+    """Once, whatever the number of evaluations; without labels agreement with the teacher chooses."""
+    others = ("a good film", "bad film", "very good")
+    held_out = DistilTable(others, ("neg", "pos"), features=("text",))
+    options = {"teacher": str(bert), "validation": held_out, "out": tmp_path / "student"}
+    for epochs in (1, 3):
+        found = distil.fit(table(), (teacher_loss(1.0),), training=Training(epochs=epochs, batch_size=4), **options)
+        assert asked == [*TEXTS, *others]  # by the second fit neither
+    said = teachers.outputs(bert, others).logits.argmax(axis=1)
+    agreed = (found.logits(held_out).argmax(axis=1) == said).mean()
+    assert found.results["validation_agreement"] == pytest.approx(agreed)
+
+
 def test_fits_share_a_cache(bert, tmp_path, asked, monkeypatch):
     monkeypatch.setenv(teachers.VARIABLE, str(tmp_path / "shared"))
     tables = [teachers.with_teacher(table(), bert, folder=tmp_path / name, embeddings=name != "b") for name in "abc"]

@@ -105,7 +105,8 @@ def fit(
     student
         Options of the network: a multilayer perceptron on features, or on hashed n-grams where the inputs are texts.
     validation
-        The share of rows to hold out and what they choose; or a table, by which the best evaluation is chosen.
+        The share of rows to hold out and what they choose; or a table, by which the best evaluation is chosen. Where the
+        teacher is asked of the rows it is asked of that table too, unless it is an array.
     seed
         Of everything random.
     out
@@ -138,8 +139,10 @@ def fit(
     _check_whole(active, training)
     if folder is not None and main:
         _check_folder(folder, resume)
-    table = with_teacher(table, teacher, folder=folder, embeddings=embeddings)
+    given, table = table, with_teacher(table, teacher, folder=folder, embeddings=embeddings)
     _check(table, active)  # again: not every teacher gives logits
+    if isinstance(validation, DistilTable) and given.logits is None and not isinstance(teacher, Mapping | np.ndarray):
+        validation = with_teacher(validation, teacher, folder=folder)
     rows, held_out = divided(table, validation, seed)
     rows = rows if prepare is None else prepare(rows)
     encoder = Encoder.of(rows, student)
