@@ -245,6 +245,24 @@ def test_saved_and_loaded_students_agree(data, tmp_path):
     assert len(loaded.summary().splitlines()) <= 24
 
 
+@pytest.mark.parametrize(
+    ("data", "said", "rows"),
+    [
+        (table(), "67 weights on 4 features, 3 classes", "60 rows of 4 features, 3 classes, logits, labels"),
+        (texts(), "314 weights on texts, 2 classes", "40 texts, 2 classes, logits, labels"),
+    ],
+    ids=["features", "texts"],
+)
+def test_students_and_tables_are_printed_in_one_line(data, said, rows):
+    """Weights of a hidden layer of 8: 4 * 8 + 8 + 8 * 3 + 3 on features; 64 * 4, 4 * 8 + 8 and 8 * 2 + 2 on texts."""
+    fitted = fit(data)
+    assert repr(fitted) == f"<student of distil: {said}>"
+    assert fitted.summary().startswith(f"distil: a student of {said}")
+    assert repr(data) == f"<DistilTable 'the table': {rows}>"
+    bare = DistilTable(np.zeros((1, 1)), ("a", "b"), name="x.csv", embeddings=np.ones((1, 5)))
+    assert repr(bare) == "<DistilTable 'x.csv': 1 row of 1 feature, 2 classes, embeddings>"
+
+
 def test_features_are_found_by_name_and_cut_where_they_are_far_out():
     data = table()
     named = DistilTable(data.inputs, data.classes, data.logits, data.labels, features=tuple("wxyz"))

@@ -118,6 +118,14 @@ class DistilTable:
     def __len__(self) -> int:
         return len(self.inputs)
 
+    def __repr__(self) -> str:
+        rows = "text" if isinstance(self.inputs, tuple) else "row"
+        width = "" if isinstance(self.inputs, tuple) else f" of {_counted(self.inputs.shape[1], 'feature')}"
+        parts = ("logits", "labels", "embeddings", "head", "subclasses")
+        held = [f", {part}" for part in parts if getattr(self, part) is not None]
+        shape = f"{_counted(len(self), rows)}{width}, {_counted(len(self.classes), 'class', 'classes')}"
+        return f"<DistilTable {self.name!r}: {shape}{''.join(held)}>"
+
     @property
     def is_text(self) -> bool:
         """Whether the inputs are texts."""
@@ -187,6 +195,10 @@ class DistilTable:
         head = {} if self.head is None else {"head_weight": self.head.weight, "head_bias": self.head.bias}
         arrays = {} if self.embeddings is None else {"embeddings": self.embeddings, **head}
         return [[name, files.digest(array.tobytes()), array.shape] for name, array in arrays.items()]
+
+
+def _counted(number: int, one: str, several: str = "") -> str:
+    return f"{number:,} {one if number == 1 else several or one + 's'}"
 
 
 def read(sources: Sequence[Any], columns: Columns | None = None) -> DistilTable:

@@ -246,11 +246,7 @@ class Fitted:
 
     def summary(self) -> str:
         """Return what was trained, on what, and how well it does on validation data, on one screen."""
-        weights = sum(parameter.numel() for parameter in self.model.parameters())
-        inputs = "texts" if self.encoder.is_text else f"{len(self.encoder.features)} features"
-        lines = [
-            f"{self.system}: a student of {weights:,} weights on {inputs}, {len(self.classes)} classes{self._divided()}"
-        ]
+        lines = [f"{self.system}: a student of {self._size()}"]
         scalars = {
             name.replace("_", " "): value for name, value in self.results.items() if isinstance(value, int | float)
         }
@@ -260,8 +256,14 @@ class Fitted:
         notes = [textwrap.wrap(f"- {note}", WIDTH, subsequent_indent="  ") for note in self.results.get("notes", ())]
         return "\n".join([*lines[: HEIGHT - sum(map(len, notes))], *(line for note in notes for line in note)])
 
-    def _divided(self) -> str:
-        return f", {self.subclasses} subclasses each" if self.subclasses > 1 else ""
+    def __repr__(self) -> str:
+        return f"<student of {self.system}: {self._size()}>"
+
+    def _size(self) -> str:
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        inputs = "texts" if self.encoder.is_text else f"{len(self.encoder.features)} features"
+        divided = f", {self.subclasses} subclasses each" if self.subclasses > 1 else ""
+        return f"{weights:,} weights on {inputs}, {len(self.classes)} classes{divided}"
 
     def save(self, folder: str | Path) -> None:
         """Write weights, configuration and history into a folder; the configuration last, as the seal of the whole.
