@@ -6,6 +6,7 @@ import sys
 import warnings
 from inspect import signature
 
+import jaxtyping
 import numpy as np
 import pandas as pd
 import polars as pl
@@ -26,6 +27,7 @@ from sklearn.svm import LinearSVC
 from sklearn.utils.estimator_checks import check_estimator, estimator_checks_generator
 
 import sanov
+from sanov.bridges import sklearn_teachers
 from sanov.bridges.sklearn import DataError, LelpClassifier, SinkdClassifier
 from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import describe
@@ -43,6 +45,13 @@ pytestmark = pytest.mark.filterwarnings(
 )
 
 
+@pytest.fixture(autouse=True)
+def _light(monkeypatch):
+    """What costs time and is checked elsewhere: six fits of a teacher where three do, and the shapes of each function."""
+    monkeypatch.setattr(sklearn_teachers, "FOLDS", 2)
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
 def taught_wine(columns=WINE[0].shape[1]):
     """A linear teacher of wine: inputs, labels, its logits and what its last layer reads."""
     inputs, labels = WINE[0][:, :columns], WINE[1]
@@ -58,7 +67,8 @@ def taught_wine(columns=WINE[0].shape[1]):
 def test_every_check_of_scikit_learn_passes(estimator, monkeypatch):
     """All 55, none skipped, none expected to fail; what is said meanwhile is what a user of such data should know."""
     monkeypatch.setenv("SCIPY_ARRAY_API", "1")  # without it one check is skipped
-    checked = estimator(**{**QUICK, "random_state": None})
+    rarely = {"training.evaluate_every": 100}  # than which no run here is longer: one evaluation, at its end
+    checked = estimator(**{**QUICK, "random_state": None, "options": rarely})
     with warnings.catch_warnings(record=True) as said:
         warnings.simplefilter("always", SanovWarning)
         results = check_estimator(checked, on_skip=None, on_fail=None)
