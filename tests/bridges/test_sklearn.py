@@ -1,10 +1,12 @@
 """The estimators as scikit-learn's own tools use them, and against the systems called directly."""
 
 import pickle
+import re
 import subprocess
 import sys
 import warnings
 from inspect import signature
+from pathlib import Path
 
 import jaxtyping
 import numpy as np
@@ -33,6 +35,7 @@ from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import describe
 from sanov.systems import find
 
+ROOT = Path(__file__).parents[2]
 BOTH = pytest.mark.parametrize("estimator", [SinkdClassifier, LelpClassifier])
 QUICK = {"epochs": 4, "learning_rate": 0.03, "width": 16, "random_state": 0}
 WINE = load_wine(return_X_y=True)
@@ -92,6 +95,10 @@ def test_parameters_are_the_options_of_the_system(estimator):
             value = own[known[name]]
             assert ("none" if value is None else str(value).lower()) == default, name
     assert all(own[known[name]] == value for name, value in other_budget.items())
+    ours, the_systems = other_budget.values(), (options[name] for name in other_budget)
+    told = f"{' and '.join(map(str, ours))}, where the .* has {' and '.join(the_systems)}\\b"
+    page = (ROOT / "docs" / "systems" / f"{estimator._system}.md").read_text()
+    assert all(re.search(told, " ".join(text.split())) for text in (estimator.__doc__, page))
     assert set(known) - set(options) == {"random_state", "options"}
     assert {name for name in options if name not in known and "." not in name} <= {"preset"}  # of released code
     groups = {name for name in options if name not in known and "." in name}
