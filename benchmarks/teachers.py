@@ -41,6 +41,7 @@ from torch.utils.data import DataLoader, RandomSampler
 from sanov.data.distillation import DistilTable
 from sanov.learning import distil
 from sanov.learning.components import label_loss, teacher_loss
+from sanov.learning.readout import Readout
 from sanov.learning.students import Encoder, Fitted, Student, build
 from sanov.learning.training import Training, place
 from sanov.nets.foreign import load_classifier, new_classifier
@@ -126,7 +127,7 @@ def plain(table: DistilTable, folder: Path, seed: int) -> Fitted:
             optimizer.zero_grad()
             (ALPHA * label + (1 - ALPHA) * TEMPERATURE**2 * divergence).backward()
             optimizer.step()
-    return Fitted("plain", student.model, Student(), encoder, CLASSES)
+    return Fitted("plain", student.model, Student(), encoder, CLASSES, Readout(len(CLASSES)))
 
 
 def peer(table: DistilTable, folder: Path, seed: int) -> Fitted:
@@ -167,7 +168,7 @@ def peer(table: DistilTable, folder: Path, seed: int) -> Fitted:
             box.pre_forward_process()
             box.post_forward_process(loss=box.forward_process(batch, targets, extra))
         box.post_epoch_process()
-    return Fitted("peer", student.model, Student(), encoder, CLASSES)
+    return Fitted("peer", student.model, Student(), encoder, CLASSES, Readout(len(CLASSES)))
 
 
 FITS = {OURS: ours, KEPT: ours, PEER: peer, PLAIN: plain}
