@@ -9,6 +9,7 @@ import torch
 
 from sanov.claims import Cell, Context, Record, judge
 from sanov.core.charts import svg
+from sanov.core.errors import SanovWarning
 from sanov.data.distillation import Head
 from sanov.experiments import lelp, lelp_data
 from sanov.experiments.lelp import CHOICES, CLAIM, RANGES, TUNED, TUNED_BY, TUNING_SEED
@@ -133,6 +134,25 @@ def test_a_teacher_of_sentences_is_fine_tuned_and_shows_its_embeddings(tmp_path,
     taught = lelp_data.load_teacher(split, tmp_path)
     assert taught.train.embeddings.shape == (160, 16)
     np.testing.assert_allclose(taught.test.head.logits(taught.test.embeddings), taught.test.logits, atol=1e-4)
+
+
+def test_a_teacher_of_sentences_is_asked_at_the_length_it_was_tuned_at(tmp_path, monkeypatch):
+    """Texts are cut as in its fine-tuning: the word that tells the class is the last, and lies beyond."""
+    import tiny_bert
+    from sanov.data.distillation import DistilTable
+    from sanov.experiments import sinkd_data, text_teachers
+    from sanov.nets.foreign import classifier_logits
+
+    texts = tuple(f"a film {'very ' * 4}{word}" for word in ("bad", "good") * 8)
+    table = DistilTable(texts, ("negative", "positive"), labels=np.arange(16) % 2, features=("text",))
+    monkeypatch.setattr(text_teachers, "_packaged_model", lambda: tiny_bert.save(tmp_path / "encoder", head=False))
+    settings = {"learning_rate": 5e-3, "epochs": 1, "batch_size": 8, "max_length": 5}
+    with pytest.warns(SanovWarning, match="16 of 16 texts reach the teacher's limit of 5 tokens"):
+        lelp_data.make_teacher("sst2", sinkd_data.Parts(table, table, table), 0, settings, tmp_path)
+    logits = lelp_data.load_teacher(sinkd_data.Parts(table, table, table), tmp_path).test.logits
+    whole = classifier_logits(tmp_path / "model", texts)
+    assert np.abs(whole[0] - whole[1]).max() > 1e-4  # the last word counts where it is read
+    np.testing.assert_array_equal(logits, np.broadcast_to(logits[0], logits.shape))
 
 
 # -- arms -------------------------------------------------------------------------------------------------------------

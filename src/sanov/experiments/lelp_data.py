@@ -150,8 +150,8 @@ def _fine_tuned(split: Parts, seed: int, settings: Mapping[str, Any], folder: Pa
     from sanov.learning.teachers import with_teacher
 
     fine_tune(split.train, settings, folder / "model", seed=seed)
-    model = str(folder / "model")
-    return Parts(*(with_teacher(table, model, embeddings=True) for table in split))
+    how = {"embeddings": True, "max_length": settings["max_length"]}  # cut as in the fine-tuning
+    return Parts(*(with_teacher(table, str(folder / "model"), **how) for table in split))
 
 
 def with_permuted(table: DistilTable, seed: int) -> DistilTable:
