@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -41,10 +42,12 @@ def load_function(reference: str) -> Callable[..., Any]:
     return found_function
 
 
-def place_of(error: BaseException) -> str:
-    """Return where an error arose: file and line of the innermost frame."""
-    trace, place = error.__traceback__, "an unknown place"
-    while trace is not None:
-        place = f"{Path(trace.tb_frame.f_code.co_filename).name}, line {trace.tb_lineno}"
-        trace = trace.tb_next
-    return place
+def place_of(error: BaseException, function: Callable[..., Any]) -> str:
+    """Return where an error arose, as file and line: in the function's own file, if it passed through that."""
+    frames = list(traceback.walk_tb(error.__traceback__))
+    own = getattr(getattr(function, "__code__", None), "co_filename", None)
+    inside = [(frame, line) for frame, line in frames if frame.f_code.co_filename == own]
+    if not frames:
+        return "in no line of its own"
+    frame, line = (inside or frames)[-1]
+    return f"{Path(frame.f_code.co_filename).name}, line {line}"

@@ -16,8 +16,9 @@ import threading
 import weakref
 from contextlib import suppress
 from importlib.util import find_spec
+from io import TextIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from sanov.core.errors import InputError, MissingExtra
 
@@ -42,6 +43,7 @@ class AnswerProcess:
         self.patience = patience
         self._lock = threading.Lock()
         self._child: subprocess.Popen[str] | None = None
+        self._finish: weakref.finalize[[subprocess.Popen[str], threading.Thread], AnswerProcess] | None = None
         self._lines: queue.Queue[str] = queue.Queue()
         self._loaded: set[str] = set()
 
@@ -74,8 +76,8 @@ class AnswerProcess:
 
     def end(self) -> None:
         """End the child, if there is one."""
-        if self._child is not None:
-            _end(self._child)
+        if self._finish is not None:
+            self._finish()
         self._child = None
 
     def _start(self) -> None:
@@ -85,8 +87,9 @@ class AnswerProcess:
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
         child = subprocess.Popen(command, **pipes, text=True, encoding="utf-8")  # type: ignore[call-overload]
         self._child, self._lines, self._loaded = child, queue.Queue(), set()
-        threading.Thread(target=_forward, args=(child.stdout, self._lines), daemon=True).start()
-        weakref.finalize(self, _end, child)
+        reader = threading.Thread(target=_forward, args=(child.stdout, self._lines), daemon=True)
+        reader.start()
+        self._finish = weakref.finalize(self, _end, child, reader)
 
     def _say(self, question: dict[str, Any], seconds: float) -> Any:
         assert self._child is not None
@@ -103,19 +106,19 @@ class AnswerProcess:
         return json.loads(line)
 
 
-def _forward(stream: IO[str], lines: queue.Queue[str]) -> None:
+def _forward(stream: TextIOBase, lines: queue.Queue[str]) -> None:
     for line in stream:
         lines.put(line)
     lines.put("")
     stream.close()
 
 
-def _end(child: subprocess.Popen[str]) -> None:
+def _end(child: subprocess.Popen[str], reader: threading.Thread) -> None:
     child.kill()
     child.wait()
-    if child.stdin is not None and not child.stdin.closed:
-        with suppress(OSError):  # what was not yet sent has nobody to go to
-            child.stdin.close()
+    reader.join()
+    with suppress(OSError):  # what was not yet sent has nobody to go to
+        child.stdin.close()  # type: ignore[union-attr]
 
 
 @functools.cache

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from sanov.core.errors import InputError
+from sanov.core.progress import track
 from sanov.data.prompt_rows import Prompts, check_split, split_of
 from sanov.data.verifiers import Verifier
 
@@ -78,7 +79,7 @@ class Task(ABC):
             raise InputError(f"{count} rows are asked for", where=self.name, expected="at least 1")
         seen: set[str] = set()
         kept: list[dict[str, Any]] = []
-        for row in self.drawn(seed, PATIENCE * count + 1000):
+        for row in track(self.drawn(seed, PATIENCE * count + 1000), f"rows of {self.name}"):
             prompt = row["prompt"]
             if split_of(prompt) != split or (split != "train" and prompt in seen):
                 continue

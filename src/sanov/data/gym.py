@@ -36,7 +36,7 @@ class GymVerifier(Verifier):
     name: ClassVar[str] = "reasoning_gym"
     columns: ClassVar[tuple[str, ...]] = ("source",)
 
-    def answer(self, completion: str) -> str | None:
+    def answer(self, completion: str, row: Mapping[str, Any]) -> str | None:
         """Return the answer without spaces around."""
         tagged = TAGGED.findall(completion)
         text = (tagged[-1] if tagged else completion).strip()
@@ -44,8 +44,8 @@ class GymVerifier(Verifier):
 
     def is_right(self, completion: str, row: Mapping[str, Any]) -> bool:
         """Whether the data set gives it full marks. Where the question itself is echoed, it does not."""
-        found = self.answer(completion)
-        if found is None or found == row.get("prompt"):
+        found = self.answer(completion, row)
+        if found is None or found == str(row.get("prompt")).strip():
             return False
         score = answer_process().ask("gym", **row["source"], size=BLOCK, answer=found)
         return score is not None and score >= 1.0

@@ -3,7 +3,7 @@ r"""Mathematics in LaTeX: the last ``\boxed{}`` of a completion against the gold
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any, ClassVar
 
 from sanov.data.answer_process import answer_process
@@ -11,13 +11,15 @@ from sanov.data.verifiers import Verifier
 
 __all__ = ["Math", "last_boxed"]
 
-BOX = re.compile(r"\\(?:boxed|fbox)\s*\{")
+BRACE = re.compile(r"\\(?:boxed|fbox)\s*\{|\\.|[{}]", re.DOTALL)  # a box opens, an escape, a brace
 LONGEST = 500  # characters of an answer; those of MATH have 53 at most
 MARK = "####"
 
 
 class Math(Verifier):
-    r"""The last ``\boxed{}`` holds something equal to the column ``answer``, which is LaTeX or, as in GSM8K, a number.
+    r"""The last ``\boxed{}`` holds something equal to the column ``answer``: LaTeX or, as in GSM8K, a number.
+
+    Where there is no such column, what counts is in ``solution``: its last box, or all of it, as TRL has it.
 
     An answer that math-verify cannot compare within ten seconds is wrong; how much that is depends on the machine.
 
@@ -29,14 +31,18 @@ class Math(Verifier):
     name: ClassVar[str] = "math"
     columns: ClassVar[tuple[str, ...]] = ("answer",)
 
-    def answer(self, completion: str) -> str | None:
+    def lacking(self, columns: Collection[str]) -> list[str]:
+        """Return the columns that are needed and not there."""
+        return [] if "solution" in columns else super().lacking(columns)
+
+    def answer(self, completion: str, row: Mapping[str, Any]) -> str | None:
         """Return what is in the last box."""
         found = last_boxed(completion)
         return found if found and len(found) <= LONGEST else None
 
     def is_right(self, completion: str, row: Mapping[str, Any]) -> bool:
         """Whether what is in the last box equals the row's answer."""
-        found = self.answer(completion)
+        found = self.answer(completion, row)
         return found is not None and self.same(_gold(row), found)
 
     def same(self, first: str, second: str) -> bool:
@@ -50,17 +56,22 @@ class Math(Verifier):
 
 
 def _gold(row: Mapping[str, Any]) -> str:
+    if "answer" not in row:
+        solution = str(row["solution"])
+        return last_boxed(solution) or solution.strip().strip("$")
     text = str(row["answer"])
     return text.rpartition(MARK)[2].strip().replace(",", "") if MARK in text else text
 
 
 def last_boxed(text: str) -> str | None:
-    r"""Return what stands in the last ``\boxed{}`` whose braces close; None if there is none."""
-    for start in reversed([found.end() for found in BOX.finditer(text)]):
-        depth = 1
-        for place in range(start, len(text)):
-            if text[place] in "{}" and text[place - 1] != "\\":
-                depth += 1 if text[place] == "{" else -1
-                if depth == 0:
-                    return text[start:place].strip()
-    return None
+    r"""Return what stands in the ``\boxed{}`` that opens last among those that close; None if there is none."""
+    opened: list[int | None] = []  # where what is in a box begins; None for other braces
+    begin, end = -1, -1
+    for found in BRACE.finditer(text):
+        if found[0].endswith("}") and found[0] != r"\}":
+            start = opened.pop() if opened else None
+            if start is not None and start > begin:
+                begin, end = start, found.start()
+        elif found[0].endswith("{") and found[0] != r"\{":
+            opened.append(None if found[0] == "{" else found.end())
+    return None if begin < 0 else text[begin:end].strip()

@@ -40,7 +40,7 @@ class Prompts:
         No rows, a prompt that is missing, empty or of another kind, a column of another length or of a name that is taken.
     """
 
-    prompts: tuple[str | Sequence[Message], ...]
+    prompts: tuple[Any, ...]  # what is no prompt is told with its row
     columns: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     name: str = "the prompts"
 
@@ -74,20 +74,6 @@ class Prompts:
         rows = [int(row) for row in index]
         columns = {name: [cells[row] for row in rows] for name, cells in self.columns.items()}
         return Prompts(tuple(self.prompts[row] for row in rows), columns, self.name)
-
-    def part(self, split: str) -> Prompts:
-        """Return the rows of one split, by `split_of`.
-
-        Raises
-        ------
-        InputError
-            Unknown split, or one without rows.
-        """
-        check_split(split)
-        rows = [row for row, prompt in enumerate(self.prompts) if split_of(prompt) == split]
-        if not rows:
-            raise InputError(f"none of its {len(self)} rows is in the {split} part", where=self.name)
-        return self.take(rows)
 
     def digest(self) -> str:
         """SHA-256 (hex) of prompts and columns; the table's name does not count."""

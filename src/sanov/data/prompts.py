@@ -66,19 +66,16 @@ def read(sources: Any) -> Prompts:
 def usual_rewards(table: Prompts) -> list[str]:
     """Return the built-in rewards that fit the columns of a table; none where that cannot be told."""
     columns = table.columns
-    if "task" in columns and all(tasks.is_known(task) for task in set(columns["task"])):
+    if "task" in columns and all(map(tasks.is_known, columns["task"])):
         return ["task"]
-    if "answer" not in columns:
-        return []
-    if "numbers" in columns:
+    if {"numbers", "answer"} <= columns.keys():
         return ["countdown"]
-    if all(MARK in str(text) for text in columns.get("solution", ("",))):
+    solutions = [str(text) for text in columns.get("solution", ("",))]
+    sources = {str(source).lower() for source in columns.get("data_source", ("",))}
+    if "answer" in columns and (all(MARK in text for text in solutions) or all("gsm8k" in name for name in sources)):
         return ["number"]
-    sources = " ".join(map(str, set(columns.get("data_source", ())))).lower()
-    if "gsm8k" in sources:
-        return ["number"]
-    boxed = all(r"\boxed" in str(text) for text in columns.get("solution", ("",)))
-    return ["math"] if boxed or "math" in sources else []
+    boxed = all(r"\boxed" in text for text in solutions)
+    return ["math"] if boxed or ("answer" in columns and all("math" in name for name in sources)) else []
 
 
 # -- one source -------------------------------------------------------------------------------------------------------
@@ -90,6 +87,8 @@ def _table(source: Any) -> Prompts:
     name = frames.name_of(source)
     if frames.is_path(source) and Path(source).suffix.lower() in (".jsonl", ".ndjson"):
         columns = _json_columns(Path(source))
+    elif isinstance(source, Mapping):
+        columns = {str(column): list(cells) for column, cells in source.items()}
     else:
         frame = frames.read_frame(source, text=TEXTS)
         columns = {column.name: column.to_list() for column in frame}

@@ -10,7 +10,7 @@ import asyncio
 import inspect
 import math
 import warnings
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -38,9 +38,9 @@ class ByTask(Verifier):
     name = "task"
     columns = ("task",)
 
-    def answer(self, completion: str) -> str | None:
-        """Return what stands after the last colon, as no row is known."""
-        return completion.rpartition(":")[2].strip() or None
+    def answer(self, completion: str, row: Mapping[str, Any]) -> str | None:
+        """Return the answer as the row's task reads it."""
+        return verifier_of(row["task"]).answer(completion, row)
 
     def is_right(self, completion: str, row: Mapping[str, Any]) -> bool:
         """Whether the task of this row takes the completion for right."""
@@ -49,6 +49,13 @@ class ByTask(Verifier):
     def gold(self, row: Mapping[str, Any]) -> str | None:
         """Return the gold answer of the row's task."""
         return verifier_of(row["task"]).gold(row)
+
+    def validate(self, prompts: Prompts) -> None:
+        """Refuse a table without the columns of one of its tasks, or whose gold answers do not pass."""
+        for task in dict.fromkeys(prompts.columns["task"]):
+            for column in verifier_of(task).lacking(prompts.columns):
+                raise _lacks(f"task {task!r}", column, prompts)
+        super().validate(prompts)
 
 
 BUILT_IN: dict[str, Verifier] = {
@@ -119,11 +126,8 @@ class Rewards:
             With function, column and the columns that there are; or row, gold answer and what was read of it.
         """
         for name, function in zip(self.names, self.functions, strict=True):
-            for column in _needed(function):
-                if column not in prompts.columns:
-                    have = ", ".join(["prompt", *prompts.columns])
-                    where = f"reward function '{name}'"
-                    raise InputError(f"it needs the column {column!r}, and {prompts.name} has: {have}", where=where)
+            for column in _lacking(function, prompts.columns):
+                raise _lacks(f"reward function '{name}'", column, prompts)
             if isinstance(function, Verifier):
                 function.validate(prompts)
 
@@ -162,6 +166,8 @@ class Rewards:
             raise InputError(f"there are {len(completions)} completions", expected=f"{len(rows)}, one a row")
         told = [[{"role": "assistant", "content": text}] for text in completions] if rows.chat else list(completions)
         given = {
+            "prompts": list(rows.prompts),
+            "completions": told,
             "completion_ids": [[] for _ in completions] if completion_ids is None else list(map(list, completion_ids)),
             **rows.columns,
             "trainer_state": trainer_state,
@@ -169,7 +175,7 @@ class Rewards:
             "log_metric": log_metric or _ignore,
         }
         scores = np.empty((len(rows), len(self.functions)))
-        for place, returned in enumerate(self._call(list(rows.prompts), told, given)):
+        for place, returned in enumerate(self._call(given)):
             scores[:, place] = _checked(returned, len(rows), self.names[place])
         if np.isnan(scores).all():
             at = "the batch" if step is None else f"step {step}"
@@ -183,23 +189,23 @@ class Rewards:
         summed[np.isnan(scores).all(axis=1)] = np.nan
         return summed
 
-    def _call(self, prompts: list[Any], completions: list[Any], given: Mapping[str, Any]) -> list[Any]:
+    def _call(self, given: Mapping[str, Any]) -> list[Any]:
         """Call every function; what is awaited is awaited together."""
         returned = []
         for name, function in zip(self.names, self.functions, strict=True):
             try:
-                returned.append(function(prompts=prompts, completions=completions, **_taken(function, given)))
+                returned.append(function(**_taken(function, given)))
             except Exception as error:
-                raise _told(name, error) from error
+                raise _told(name, function, error) from error
         awaited = [place for place, value in enumerate(returned) if inspect.isawaitable(value)]
         for place, value in zip(awaited, _await([returned[place] for place in awaited]), strict=True):
             if isinstance(value, BaseException):
-                raise _told(self.names[place], value) from value
+                raise _told(self.names[place], self.functions[place], value) from value
             returned[place] = value
         return returned
 
 
-def _ignore(*_: Any) -> None:
+def _ignore(*_: Any, **__: Any) -> None:
     """Stand in for a log that nobody keeps."""
 
 
@@ -210,16 +216,21 @@ def _parameters(function: RewardFunction) -> Mapping[str, inspect.Parameter] | N
         return None
 
 
-def _needed(function: RewardFunction) -> list[str]:
-    """Columns without which a function cannot be called."""
+def _lacking(function: RewardFunction, columns: Collection[str]) -> list[str]:
+    """Columns without which a function cannot be called, and that are not there."""
     if isinstance(function, Verifier):
-        return list(function.columns)
-    parameters = _parameters(function) or {}
+        return function.lacking(columns)
     return [
         name
-        for name, parameter in parameters.items()
-        if parameter.default is parameter.empty and parameter.kind not in VARIADIC and name not in PASSED
+        for name, parameter in (_parameters(function) or {}).items()
+        if parameter.default is parameter.empty and parameter.kind not in VARIADIC and name not in (*PASSED, *columns)
     ]
+
+
+def _lacks(who: str, column: str, prompts: Prompts) -> InputError:
+    columns = ", ".join(["prompt", *prompts.columns])
+    fix = "take `prompts`, which are passed" if column == "prompt" else None
+    return InputError(f"it needs the column {column!r}; {prompts.name} has: {columns}", where=who, fix=fix)
 
 
 def _taken(function: RewardFunction, given: Mapping[str, Any]) -> Mapping[str, Any]:
@@ -229,10 +240,10 @@ def _taken(function: RewardFunction, given: Mapping[str, Any]) -> Mapping[str, A
     return {name: value for name, value in given.items() if name in parameters}
 
 
-def _told(name: str, error: BaseException) -> SanovError:
+def _told(name: str, function: RewardFunction, error: BaseException) -> SanovError:
     if isinstance(error, SanovError):
         return error
-    found = f"it raises {type(error).__name__}: {error} ({place_of(error)})"
+    found = f"it raises {type(error).__name__}: {error} ({place_of(error, function)})"
     return InputError(found, where=f"reward function '{name}'")
 
 
@@ -250,7 +261,8 @@ def _await(waiting: Sequence[Awaitable[Any]]) -> list[Any]:
 
 def _checked(returned: Any, rows: int, name: str) -> Float64[np.ndarray, " rows"]:
     where = f"reward function '{name}'"
-    values = returned.tolist() if hasattr(returned, "tolist") else returned
+    lister = getattr(returned, "tolist", None) or getattr(returned, "to_list", None)  # an array, a tensor, a series
+    values = returned if lister is None else lister()
     if not isinstance(values, Sequence) or isinstance(values, str | bytes):
         raise InputError(f"it returned a {type(returned).__name__}", where=where, expected=f"a list of {rows} numbers")
     if len(values) != rows:
@@ -264,7 +276,10 @@ def _number(value: Any, where: str) -> float:
     expected = "a finite number, or None where it does not apply"
     if isinstance(value, str | bytes | complex) or not hasattr(value, "__float__"):
         raise InputError(f"the reward is {value!r:.80}", where=where, expected=expected)
-    number = float(value)
+    try:
+        number = float(value)
+    except (TypeError, ValueError, OverflowError):
+        number = math.inf
     if not math.isfinite(number):
-        raise InputError(f"the reward is {number}", where=where, expected=expected)
+        raise InputError(f"the reward is {value!r:.80}", where=where, expected=expected)
     return number

@@ -7,18 +7,20 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
+from fractions import Fraction
 from typing import Any, ClassVar
 
 from sanov.core.errors import InputError
+from sanov.core.progress import track
 from sanov.data import arithmetic
 from sanov.data.prompt_rows import PASSED, Message, Prompts
 
-__all__ = ["Countdown", "Exact", "Number", "Verifier", "text_of"]
+__all__ = ["Countdown", "Exact", "Number", "Verifier", "plain_number", "text_of"]
 
 WHOLE = re.compile(r"-?[0-9]{1,30}")
-NUMBER = re.compile(r"-?\$?([0-9]{1,3}(,[0-9]{3})+|[0-9]{1,30})(\.[0-9]{1,30})?")
+NUMBER = re.compile(r"-?\$?([0-9]{1,3}(,[0-9]{3}){1,4}|[0-9]{1,15})(\.[0-9]{1,12})?")  # exact as a decimal
 
 
 def text_of(completion: str | Sequence[Message]) -> str:
@@ -50,7 +52,7 @@ class Verifier(ABC):
         return self.name
 
     @abstractmethod
-    def answer(self, completion: str) -> str | None:
+    def answer(self, completion: str, row: Mapping[str, Any]) -> str | None:
         """Return the answer that a completion gives, in a form that equal answers share; None if there is none."""
 
     @abstractmethod
@@ -66,24 +68,26 @@ class Verifier(ABC):
         solution = row.get("solution")
         return None if solution is None else str(solution)
 
+    def lacking(self, columns: Collection[str]) -> list[str]:
+        """Return the columns that are needed and not there."""
+        return [column for column in self.columns if column not in columns]
+
     def validate(self, prompts: Prompts) -> None:
         """Refuse a table whose gold answers do not pass.
 
         Raises
         ------
         InputError
-            With the row, the gold answer, and what was read of it; or an absent column.
+            With the row, the gold answer, and what was read of it.
         """
-        for index in range(len(prompts)):
+        for index in track(range(len(prompts)), "gold answers"):
             row = prompts.row(index)
-            where = f"{prompts.name}, row {index + 1}"
             gold = self.gold(row)
             if gold is not None and not self.is_right(gold, row):
-                found = f"the gold answer {gold[-200:]!r} fails its own verifier, which reads {self.answer(gold)!r}"
-                raise InputError(found, where=where, expected=self._expected(row))
-
-    def _expected(self, row: Mapping[str, Any]) -> str:
-        return ", ".join(f"{column}={row.get(column)!r}" for column in self.columns)
+                read = self.answer(gold, row)
+                found = f"the gold answer {gold[-200:]!r} fails its own verifier, which reads {read!r}"
+                expected = ", ".join(f"{column}={row.get(column)!r:.200}" for column in self.columns)
+                raise InputError(found, where=f"{prompts.name}, row {index + 1}", expected=expected)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[str | Sequence[Message]], **columns: Any
@@ -103,14 +107,18 @@ class Exact(Verifier):
     name = "exact"
     columns = ("answer",)
 
-    def answer(self, completion: str) -> str | None:
+    def answer(self, completion: str, row: Mapping[str, Any]) -> str | None:
         """Return the number after the last colon, without leading zeros."""
         _, colon, last = completion.rpartition(":")
         return str(int(last)) if colon and WHOLE.fullmatch(last) else None
 
     def is_right(self, completion: str, row: Mapping[str, Any]) -> bool:
         """Whether that number is the row's answer."""
-        return self.answer(completion) == str(row["answer"])
+        return self.answer(completion, row) == str(row["answer"])
+
+    def gold(self, row: Mapping[str, Any]) -> str | None:
+        """Return the row's solution, or its answer after a colon."""
+        return _marked(row, ":")
 
 
 class Countdown(Verifier):
@@ -123,17 +131,29 @@ class Countdown(Verifier):
     name = "countdown"
     columns = ("numbers", "answer")
 
-    def answer(self, completion: str) -> str | None:
+    def answer(self, completion: str, row: Mapping[str, Any]) -> str | None:
         """Return the expression without spaces, if it is one."""
         text = completion.rpartition(":")[2]
         return None if arithmetic.parse(text) is None else text.replace(" ", "")
 
     def is_right(self, completion: str, row: Mapping[str, Any]) -> bool:
         """Whether the expression uses the numbers, and has the value that is asked for."""
+        numbers, target = _asked(row)
         postfix = arithmetic.parse(completion.rpartition(":")[2])
-        if postfix is None or arithmetic.numbers_in(postfix) != sorted(row["numbers"]):
+        if postfix is None or arithmetic.numbers_in(postfix) != numbers:
             return False  # so that what is evaluated is never larger than what was asked for
-        return bool(arithmetic.evaluate(postfix) == row["answer"])
+        return arithmetic.evaluate(postfix) == target
+
+
+def _asked(row: Mapping[str, Any]) -> tuple[list[int], Fraction]:
+    """Return the numbers in ascending order and the target, which a text file may hold as text."""
+    cell = row["numbers"]
+    try:
+        numbers = re.findall(r"[0-9]+", cell) if isinstance(cell, str) else cell
+        return sorted(map(int, numbers)), Fraction(str(row["answer"]))
+    except (TypeError, ValueError):
+        found = f"the numbers are {cell!r:.80} and the answer is {row['answer']!r:.80}"
+        raise InputError(found, where="countdown", expected="whole numbers and a number") from None
 
 
 class Number(Verifier):
@@ -149,15 +169,28 @@ class Number(Verifier):
     name = "number"
     columns = ("answer",)
 
-    def answer(self, completion: str) -> str | None:
+    def answer(self, completion: str, row: Mapping[str, Any]) -> str | None:
         """Return the number without commas and needless zeros."""
         _, mark, last = completion.rpartition("####")
         return plain_number(last) if mark else None
 
     def is_right(self, completion: str, row: Mapping[str, Any]) -> bool:
         """Whether it is the row's number."""
-        found = self.answer(completion)
+        found = self.answer(completion, row)
         return found is not None and found == plain_number(str(row["answer"]).rpartition("####")[2])
+
+    def gold(self, row: Mapping[str, Any]) -> str | None:
+        """Return the row's solution, or its answer after the mark."""
+        return _marked(row, "####")
+
+
+def _marked(row: Mapping[str, Any], mark: str) -> str:
+    """Return the row's solution if that has the mark of an answer, else its answer with one."""
+    solution = row.get("solution")
+    if isinstance(solution, str) and mark in solution:
+        return solution
+    answer = str(row["answer"])
+    return answer if mark in answer else mark + answer
 
 
 def plain_number(text: str) -> str | None:
