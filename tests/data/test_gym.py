@@ -19,20 +19,19 @@ def installed():
 
 @pytest.mark.parametrize("name", ["chain_sum", "countdown", "knights_knaves", "spell_backward"])
 def test_its_own_answers_pass_and_no_other(installed, name):
-    table = named(f"reasoning_gym:{name}").rows(20, 0, "train")
+    table = named(f"reasoning_gym:{name}").rows(6, 0, "train")
     assert table.name == f"reasoning_gym:{name}"
     answers = table.columns["answer"]
     tagged = [f"<think>{text}</think> <answer> {text} </answer>" for text in answers]
-    wrong = [f"{text}0" for text in answers]
+    wrong = [text[: len(text) // 2] if name == "knights_knaves" else f"{text}0" for text in answers]
     found = Rewards((load("task"), load("reasoning_gym")))
     found.check(table)
-    for texts, reward in ((answers, 1), (tagged, 1), (wrong, 0), (list(table.prompts), 0), ([""] * 20, 0)):
-        np.testing.assert_array_equal(found.score(table, texts), reward)
     last = [f"<answer>{right}</answer> <answer>{other}</answer>" for right, other in zip(answers, wrong, strict=True)]
-    np.testing.assert_array_equal(found.score(table, last), 0)
+    for texts, reward in ((answers, 1), (tagged, 1), (wrong, 0), (last, 0), (list(table.prompts), 0), ([""] * 6, 0)):
+        np.testing.assert_array_equal(found.score(table, texts), reward)
 
 
-def test_rows_are_a_function_of_seed_and_index(installed, monkeypatch):
+def test_rows_are_a_function_of_seed_and_index(installed):
     task = named("reasoning_gym:chain_sum", min_terms=2, max_terms=3)
     table = task.rows(50, 1, "train")
     assert table.digest() == task.rows(50, 1, "train").digest()

@@ -107,6 +107,14 @@ def test_every_kind_of_file_says_the_same(tmp_path):
     assert read(table) is table
 
 
+@pytest.mark.filterwarnings("ignore")  # of the packages that it imports
+def test_hugging_face_datasets_are_tables():
+    datasets = pytest.importorskip("datasets")
+    assert as_rows(read(datasets.Dataset.from_list(ROWS))) == ROWS
+    chats = read(datasets.Dataset.from_list([{"prompt": chat, "answer": 1} for chat in CHAT]))
+    assert list(chats.prompts) == CHAT
+
+
 def test_several_files_are_one_table(tmp_path):
     first, second = lines(tmp_path / "a.jsonl", ROWS), lines(tmp_path / "b.jsonl", ROWS[::-1])
     assert as_rows(read([first, second])) == ROWS + ROWS[::-1]

@@ -1,6 +1,7 @@
 """Reward functions: called as TRL calls them, and everything that they may return or do wrong."""
 
 import asyncio
+import gc
 import math
 
 import numpy as np
@@ -65,13 +66,24 @@ def test_a_function_gets_only_what_it_takes():
     np.testing.assert_array_equal(rewards(short).score(ROWS, TEXTS)[:, 0], [0, 1, 0])
 
 
-def test_logs_may_be_called_without_a_trainer():
-    def logging(completions, log_extra, log_metric, **kwargs):
+def test_state_and_logs_are_there_without_a_trainer():
+    def logging(completions, trainer_state, log_extra, log_metric, **kwargs):
         log_extra("text", list(completions))
         log_metric("length", 1.0)
-        return [0.0] * len(completions)
+        return [trainer_state.global_step] * len(completions)
 
-    assert rewards(logging).score(ROWS, TEXTS).shape == (3, 1)
+    np.testing.assert_array_equal(rewards(logging).score(ROWS, TEXTS, step=9), [[9.0]] * 3)
+
+
+def test_a_table_stays_as_it_is_whatever_a_function_does_to_its_lists():
+    def spoiling(prompts, completions, answer, **kwargs):
+        prompts.clear()
+        answer.clear()
+        return [0.0] * 3
+
+    digest = ROWS.digest()
+    rewards(spoiling).score(ROWS, TEXTS)
+    assert ROWS.digest() == digest
 
 
 def test_asynchronous_functions_wait_for_one_another():
@@ -226,6 +238,13 @@ def test_a_function_that_raises_is_told_with_its_line(function, message):
     with pytest.raises(InputError, match=message) as told:
         rewards(function).score(ROWS, TEXTS)
     assert told.value.__cause__ is not None
+
+
+def test_what_was_begun_is_ended_where_another_raises():
+    """A coroutine that nobody awaits would warn, and warnings are errors here."""
+    with pytest.raises(InputError, match="'broken'"):
+        rewards(late, broken).score(ROWS, TEXTS)
+    gc.collect()
 
 
 def test_absent_columns_are_told_before_anything_is_sampled():

@@ -43,8 +43,8 @@ def read(sources: Any) -> Prompts:
     Parameters
     ----------
     sources
-        Paths (JSONL, Parquet, CSV and what else `frames.read_frame` reads), data frames, mappings of columns, `Prompts`, or
-        ``embedded:NAME`` and ``reasoning_gym:NAME``, which are generated (`tasks.resolve`).
+        Paths (JSONL, Parquet, CSV and what else `frames.read_frame` reads), data frames, a Hugging Face ``Dataset``, mappings
+        of columns, `Prompts`, or ``embedded:NAME`` and ``reasoning_gym:NAME``, which are generated (`tasks.resolve`).
 
     Raises
     ------
@@ -89,6 +89,8 @@ def _table(source: Any) -> Prompts:
         columns = _json_columns(Path(source))
     elif isinstance(source, Mapping):
         columns = {str(column): list(cells) for column, cells in source.items()}
+    elif hasattr(source, "column_names") and hasattr(source, "to_dict"):  # a Dataset, whose cells are Python's own
+        columns = source.to_dict()
     else:
         frame = frames.read_frame(source, text=TEXTS)
         columns = {column.name: column.to_list() for column in frame}

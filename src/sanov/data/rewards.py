@@ -13,6 +13,7 @@ import warnings
 from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -155,7 +156,7 @@ class Rewards:
         step
             Number of the step, for messages.
         trainer_state, log_extra, log_metric
-            Passed on to the functions.
+            Passed on to the functions. None: a state that knows its ``global_step`` alone, and logs that nobody keeps.
 
         Raises
         ------
@@ -165,12 +166,12 @@ class Rewards:
         if len(completions) != len(rows):
             raise InputError(f"there are {len(completions)} completions", expected=f"{len(rows)}, one a row")
         told = [[{"role": "assistant", "content": text}] for text in completions] if rows.chat else list(completions)
-        given = {
+        given: dict[str, Any] = {
             "prompts": list(rows.prompts),
             "completions": told,
             "completion_ids": [[] for _ in completions] if completion_ids is None else list(map(list, completion_ids)),
-            **rows.columns,
-            "trainer_state": trainer_state,
+            **{name: list(cells) for name, cells in rows.columns.items()},
+            "trainer_state": SimpleNamespace(global_step=step) if trainer_state is None else trainer_state,
             "log_extra": log_extra or _ignore,
             "log_metric": log_metric or _ignore,
         }
@@ -196,6 +197,8 @@ class Rewards:
             try:
                 returned.append(function(**_taken(function, given)))
             except Exception as error:
+                for coroutine in filter(inspect.iscoroutine, returned):
+                    coroutine.close()  # nobody will await it
                 raise _told(name, function, error) from error
         awaited = [place for place, value in enumerate(returned) if inspect.isawaitable(value)]
         for place, value in zip(awaited, _await([returned[place] for place in awaited]), strict=True):
