@@ -124,6 +124,9 @@ for line in sys.stdin:
         time.sleep(60)
     if question.get("gold") == "die":
         sys.exit(1)
+    if question.get("gold") == "stammer":
+        print("tru", end="", flush=True)
+        sys.exit(1)
     print(json.dumps("load" in question or question["answer"]), flush=True)
 """
 
@@ -138,7 +141,7 @@ def process(tmp_path, monkeypatch):
     asked.end()
 
 
-@pytest.mark.parametrize("why", ["sleep", "die"])
+@pytest.mark.parametrize("why", ["sleep", "die", "stammer"])
 def test_a_process_that_is_slow_or_dies_is_replaced(process, why):
     assert process.ask("math", gold="3", answer="here") == "here"
     first = process._child
@@ -146,6 +149,22 @@ def test_a_process_that_is_slow_or_dies_is_replaced(process, why):
     assert first.poll() is not None
     assert process.ask("math", gold="3", answer="again") == "again"
     assert process._child is not first
+
+
+def test_an_answer_that_was_interrupted_is_not_taken_for_the_next(process):
+    assert process.ask("math", gold="3", answer="first") == "first"
+    lines = process._lines
+
+    class Interrupted:
+        def get(self, timeout):
+            lines.get(timeout=10)
+            raise KeyboardInterrupt
+
+    process._lines = Interrupted()
+    with pytest.raises(KeyboardInterrupt):
+        process.ask("math", gold="3", answer="second")
+    assert process.ask("math", gold="3", answer="third") == "third"
+    assert process._lines is not lines
 
 
 def test_the_process_is_shared_and_ends_with_its_parent():

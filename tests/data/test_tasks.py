@@ -146,7 +146,11 @@ def test_tasks_have_names_and_sizes():
     ("call", "message"),
     [
         (lambda: tasks.named("chain"), "no task 'chain'; expected chain_sum or modular or countdown"),
-        (lambda: tasks.named("chain_sum", term=3), "chain_sum: these sizes do not fit"),
+        (
+            lambda: tasks.named("chain_sum", term=3),
+            "chain_sum: the sizes are term=3; expected numbers or pairs of them for terms, largest",
+        ),
+        (lambda: tasks.named("chain_sum", terms=3), "chain_sum: the sizes are terms=3"),
         (lambda: tasks.verifier_of("chain"), "no task 'chain'"),
         (lambda: ChainSum(terms=(4, 2)), r"chain_sum, terms: the range is \(4, 2\); expected"),
         (lambda: ChainSum(terms=(1, 2)), "from 2 to 50"),
@@ -170,7 +174,9 @@ def test_more_rows_than_there_are():
     tests = {prompt for prompt in there if split_of(prompt) == "test"}
     assert tests
     assert set(task.rows(len(tests), 0, "test").prompts) == tests
-    with pytest.raises(InputError, match=f"only {len(tests)} test rows were found; expected {len(tests) + 1}"):
+    with pytest.raises(
+        InputError, match=rf"only {len(tests)} test rows were found in \d+ draws; expected {len(tests) + 1}"
+    ):
         task.rows(len(tests) + 1, 0, "test")
 
 

@@ -100,7 +100,10 @@ class AnswerProcess:
             line = self._lines.get(timeout=seconds)
         except (queue.Empty, OSError):
             line = ""
-        if not line:  # too slow, or dead
+        except BaseException:  # an interruption; the answer that is under way must not be taken for the next one
+            self.end()
+            raise
+        if not line.endswith("\n"):  # too slow, or dead
             self.end()
             return None
         return json.loads(line)

@@ -13,7 +13,7 @@ from sanov.data.drawn_rows import Draws, Task
 from sanov.data.verifiers import Countdown as CountdownVerifier
 from sanov.data.verifiers import Exact
 
-__all__ = ["ChainSum", "Countdown", "Modular"]
+__all__ = ["ChainSum", "Countdown", "Drawn", "Modular"]
 
 
 def _check_range(bounds: tuple[int, int], low: int, high: int, where: str) -> None:

@@ -79,7 +79,8 @@ class Task(ABC):
             raise InputError(f"{count} rows are asked for", where=self.name, expected="at least 1")
         seen: set[str] = set()
         kept: list[dict[str, Any]] = []
-        for row in track(self.drawn(seed, PATIENCE * count + 1000), f"rows of {self.name}"):
+        draws = PATIENCE * count + 1000
+        for row in track(self.drawn(seed, draws), f"rows of {self.name}"):
             prompt = row["prompt"]
             if split_of(prompt) != split or (split != "train" and prompt in seen):
                 continue
@@ -88,7 +89,8 @@ class Task(ABC):
             if len(kept) == count:
                 return self._table(kept)
         fix = "ask for fewer rows, or for a larger task"
-        raise InputError(f"only {len(kept)} {split} rows were found", where=self.name, expected=f"{count}", fix=fix)
+        found = f"only {len(kept)} {split} rows were found in {draws} draws"
+        raise InputError(found, where=self.name, expected=f"{count}", fix=fix)
 
     def verify(self, completion: str, row: Mapping[str, Any]) -> float:
         """Return 1 if a completion is right for a row, else 0."""

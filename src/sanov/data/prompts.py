@@ -26,13 +26,7 @@ from sanov.data.prompt_rows import PASSED, SPLITS, Message, Prompts, concatenate
 
 __all__ = ["PASSED", "SPLITS", "Message", "Prompts", "concatenate", "read", "split_of", "usual_rewards"]
 
-TEXTS = (
-    "prompt",
-    "question",
-    "problem",
-    "answer",
-    "solution",
-)  # columns that stay text, even if they look like numbers
+TEXTS = ("prompt", "question", "problem", "answer", "solution")  # they stay text, even if they look like numbers
 MARK = "####"
 Columns = dict[str, list[Any]]
 

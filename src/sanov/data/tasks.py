@@ -5,11 +5,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import fields
 from typing import Any
 
 from sanov.core.errors import InputError
-from sanov.data.arithmetic_tasks import ChainSum, Countdown, Modular
+from sanov.data.arithmetic_tasks import ChainSum, Countdown, Drawn, Modular
 from sanov.data.drawn_rows import Task
 from sanov.data.gym import GymTask
 from sanov.data.verifiers import Verifier
@@ -28,7 +28,7 @@ __all__ = [
     "verifier_of",
 ]
 
-TASKS: dict[str, Callable[..., Task]] = {"chain_sum": ChainSum, "modular": Modular, "countdown": Countdown}
+TASKS: dict[str, type[Drawn]] = {"chain_sum": ChainSum, "modular": Modular, "countdown": Countdown}
 EMBEDDED, GYM, NEW = "embedded:", "reasoning_gym:", "-new"
 ROWS, NEW_ROWS = 2000, 500
 
@@ -56,8 +56,12 @@ def named(name: str, **sizes: Any) -> Task:
         raise InputError(f"there is no task {name!r}", expected=" or ".join([*TASKS, f"{GYM}NAME"]))
     try:
         return TASKS[name](**{key: tuple(size) if isinstance(size, list) else size for key, size in sizes.items()})
-    except TypeError as error:
-        raise InputError(f"these sizes do not fit ({error})", where=name) from None
+    except TypeError:
+        known = ", ".join(field.name for field in fields(TASKS[name]))
+        given = ", ".join(f"{key}={size!r}" for key, size in sizes.items())
+        raise InputError(
+            f"the sizes are {given}", where=name, expected=f"numbers or pairs of them for {known}"
+        ) from None
 
 
 def is_known(name: Any) -> bool:
