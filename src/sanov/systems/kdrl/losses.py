@@ -260,7 +260,7 @@ def token_advantages(
 
     Reference
     ---------
-    arXiv 2609.04108; jin2026trrd.
+    arXiv 2609.04108, which lists them; arXiv 2602.22495 (trrd).
     """
     reward = torch.where(mask, teacher_reward, 0.0)
     if combine in ("advantage", "hdpo"):
