@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -15,7 +15,7 @@ from sanov.estimators import token_log_probs
 from sanov.linear_heads import linear_token_log_probs
 from sanov.precision import widen
 
-__all__ = ["Read", "read_logits", "read_off"]
+__all__ = ["Read", "places_of", "read_logits", "read_off", "read_placed", "read_states"]
 
 HELD = 2**22  # logits that are held at once, 16 MiB in float32: beyond, chunks that are computed twice need less memory
 
@@ -76,62 +76,109 @@ def read_off(
     Raises
     ------
     InputError
-        There are more or fewer tokens than places.
+        There are more or fewer tokens than places, or the places are not those of the states.
     """
-    _check(reads)
-    union = _union(reads)
-    if union is not None and int(union.sum()) * len(head_weight) <= HELD:
-        return _read(hidden[union] @ head_weight.T, union, reads)
-    return {name: _read_alone(hidden[read.at], head_weight, read) for name, read in reads.items()}
+    places = places_of(reads, hidden.shape[:2])
+    return read_states(hidden[places], head_weight, places, reads)
+
+
+def places_of(reads: Mapping[str, Read], shape: Sequence[int]) -> Bool[Tensor, "rows tokens"]:
+    """Return where any read asks for something.
+
+    Parameters
+    ----------
+    reads
+        By name; at least one.
+    shape
+        Rows and tokens of the batch.
+
+    Raises
+    ------
+    InputError
+        There are more or fewer tokens than places, or the places are not those of the batch.
+    """
+    if not reads:
+        raise InputError("nothing is to be read", where="reads", expected="at least one read")
+    for name, read in reads.items():
+        if tuple(read.at.shape) != tuple(shape):
+            found = f"the places are of {list(read.at.shape)} rows and tokens"
+            raise InputError(found, where=f"the read {name!r}", expected=f"{list(shape)}, as the batch has")
+        places = int(read.at.sum())
+        if read.tokens is not None and len(read.tokens) != places:
+            raise InputError(f"{len(read.tokens)} tokens are asked for at {places} places", where=f"the read {name!r}")
+    first, *others = (read.at for read in reads.values())
+    return first if not others else torch.stack([first, *others]).any(dim=0)
+
+
+def read_states(
+    states: Float[Tensor, "places width"],
+    head_weight: Float[Tensor, "vocabulary width"],
+    places: Bool[Tensor, "rows tokens"],
+    reads: Mapping[str, Read],
+) -> dict[str, Tensor]:
+    """Do the same from the hidden states of the places alone, in row-major order.
+
+    Parameters
+    ----------
+    states
+        Hidden states of the places.
+    head_weight, reads
+        As in `read_off`.
+    places
+        What `places_of` returns.
+    """
+    if len(states) * len(head_weight) <= HELD:
+        return read_placed(states @ head_weight.T, places, reads)
+    return {name: _read_alone(_part(states, read, places), head_weight, read) for name, read in reads.items()}
 
 
 def read_logits(logits: Float[Tensor, "rows tokens vocabulary"], reads: Mapping[str, Read]) -> dict[str, Tensor]:
-    """Read the same off the logits of all tokens, for models that give nothing else.
+    """Do the same from the logits of all tokens, for models that give nothing else.
 
     Parameters
     ----------
     logits
-        Of every token.
+        Of every token of the batch.
     reads
-        By name, as in `read_off`.
+        As in `read_off`.
 
     Raises
     ------
     InputError
         As `read_off`.
     """
-    _check(reads)
-    union = _union(reads)
-    return {} if union is None else _read(logits[union], union, reads)
+    places = places_of(reads, logits.shape[:2])
+    return read_placed(logits[places], places, reads)
 
 
-def _check(reads: Mapping[str, Read]) -> None:
-    for name, read in reads.items():
-        places = int(read.at.sum())
-        if read.tokens is not None and len(read.tokens) != places:
-            raise InputError(f"{len(read.tokens)} tokens are asked for at {places} places", where=f"the read {name!r}")
-
-
-def _union(reads: Mapping[str, Read]) -> Bool[Tensor, "rows tokens"] | None:
-    """Return where any read asks for logits."""
-    places = [read.at for read in reads.values()]
-    return torch.stack(places).any(dim=0) if places else None
-
-
-def _read(
-    logits: Float[Tensor, "union vocabulary"], union: Bool[Tensor, "rows tokens"], reads: Mapping[str, Read]
+def read_placed(
+    logits: Float[Tensor, "places vocabulary"], places: Bool[Tensor, "rows tokens"], reads: Mapping[str, Read]
 ) -> dict[str, Tensor]:
+    """Do the same from the logits of the places alone, in row-major order.
+
+    Parameters
+    ----------
+    logits
+        At the places.
+    places, reads
+        As in `read_states`.
+    """
     found = {}
     for name, read in reads.items():
-        part = widen(logits if read.at is union or torch.equal(read.at, union) else logits[read.at[union]])
+        part = widen(_part(logits, read, places))
         part = part if read.temperature == 1 else part / read.temperature
         found[name] = part if read.tokens is None else token_log_probs(part, read.tokens)
     return found
 
 
+def _part(values: Float[Tensor, "places size"], read: Read, places: Bool[Tensor, "rows tokens"]) -> Tensor:
+    """Return the rows of a read among those of all reads."""
+    return values if read.at is places or torch.equal(read.at, places) else values[read.at[places]]
+
+
 def _read_alone(
-    hidden: Float[Tensor, "places width"], head_weight: Float[Tensor, "vocabulary width"], read: Read
+    states: Float[Tensor, "places width"], head_weight: Float[Tensor, "vocabulary width"], read: Read
 ) -> Tensor:
     if read.tokens is None:
-        return widen(hidden @ head_weight.T) / read.temperature
-    return linear_token_log_probs(hidden, head_weight, read.tokens, temperature=read.temperature)
+        return widen(states @ head_weight.T) / read.temperature
+    return linear_token_log_probs(states, head_weight, read.tokens, temperature=read.temperature)

@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from sanov.core.errors import InputError
 
-__all__ = ["TOKENS", "RopeScaling", "Shape", "config_of", "rope_frequencies", "shape_of", "strange"]
+__all__ = ["TOKENS", "RopeScaling", "Shape", "config_of", "rope_frequencies", "rope_turns", "shape_of", "strange"]
 
 
 @dataclass(frozen=True)
@@ -119,6 +119,26 @@ def rope_frequencies(shape: Shape) -> Float[Tensor, " pairs"]:
     return kept * plain + (1 - kept) * plain / scaling.factor
 
 
+def rope_turns(
+    shape: Shape, positions: Int[Tensor, "*places"], dtype: torch.dtype
+) -> tuple[Float[Tensor, "*places pairs"], Float[Tensor, "*places pairs"]]:
+    """Return cosine and sine of the angles by which tokens at positions turn.
+
+    Parameters
+    ----------
+    shape
+        Of the decoder.
+    positions
+        Places of tokens in their rows.
+    dtype
+        Kind of number of the result. The angles are float32, as in the models' training; their cosines are float64 for
+        float64.
+    """
+    angles = positions[..., None] * rope_frequencies(shape).to(positions.device)
+    wide = angles.double() if dtype == torch.float64 else angles
+    return wide.cos().to(dtype), wide.sin().to(dtype)
+
+
 # -- the configuration file -------------------------------------------------------------------------------------------
 
 SIZES = {
@@ -153,9 +173,10 @@ LLAMA3 = {
 }
 TOKENS = ("bos_token_id", "eos_token_id", "pad_token_id")
 ASIDE = (  # how a model is trained, stored or run, not what it computes
-    "_name_or_path", "_attn_implementation_autoset", "chunk_size_feed_forward", "dtype", "id2label", "initializer_range",
-    "is_encoder_decoder", "is_llama_config", "label2id", "output_attentions", "output_hidden_states", "problem_type",
-    "return_dict", "torch_dtype", "transformers.js_config", "transformers_version", "use_cache",
+    "_attn_implementation_autoset", "_model_name_or_path", "_name_or_path", "chunk_size_feed_forward", "dtype", "id2label",
+    "initializer_range", "is_encoder_decoder", "is_llama_config", "label2id", "output_attentions", "output_hidden_states",
+    "problem_type", "return_dict", "torch_dtype", "transformers.js_config", "transformers_version", "unk_token_id",
+    "use_cache",
 )  # fmt: skip
 
 

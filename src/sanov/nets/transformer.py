@@ -1,13 +1,13 @@
 """A lean decoder of the Llama family, whose folders transformers reads and writes too.
 
-Modules and weights have the names that they have there, so that an adapter that PEFT trained on one fits the other.
-Rows are moved to the left before the first layer. Then every real token sees what stands before it and nothing else, no
-mask is needed, and it makes no difference where the padding was.
+Modules and weights have the names that they have there, so that an adapter that PEFT trained on one fits the other. Padding
+is taken out before the first layer (`layout`), and only tokens that are read go through the last one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,12 +18,15 @@ from torch.nn import functional
 
 from sanov.core import files
 from sanov.core.errors import InputError
-from sanov.nets.decoding import CachedDecoding, turned, turns
-from sanov.nets.reads import Read, read_off
-from sanov.nets.shapes import TOKENS, Shape, config_of, shape_of
+from sanov.nets.decoding import CachedDecoding, effective_bias, effective_weight, evaluating, gathered, whole
+from sanov.nets.fused import gated, root_norm, turned
+from sanov.nets.layout import Layout, layout_of
+from sanov.nets.reads import Read, places_of, read_states
+from sanov.nets.shapes import TOKENS, Shape, config_of, rope_turns, shape_of
 
-__all__ = ["Decoder", "Shape", "decoder_of", "head_weight", "left_aligned", "load_decoder", "save_decoder"]
+__all__ = ["Decoder", "Shape", "check_length", "decoder_of", "head_weight", "load_decoder", "save_decoder"]
 
+EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SPREAD = 0.02  # standard deviation of untrained weights, as transformers has it for this family
 
 
@@ -47,8 +50,9 @@ class Decoder(nn.Module):
         super().__init__()
         self.shape = shape
         self.special_tokens: dict[str, Any] = {}
-        self.model = Backbone(shape)
-        self.lm_head = nn.Linear(shape.width, shape.vocabulary, bias=False)
+        with torch.random.fork_rng(devices=[]):  # parts draw weights of their own, which are replaced
+            self.model = Backbone(shape)
+            self.lm_head = nn.Linear(shape.width, shape.vocabulary, bias=False)
         if shape.tied:
             self.lm_head.weight = self.model.embed_tokens.weight
         self._draw(seed)
@@ -56,9 +60,11 @@ class Decoder(nn.Module):
     @torch.no_grad()
     def _draw(self, seed: int | None) -> None:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        for parameter in self.parameters():
-            if parameter.ndim == 2:  # the gains of norms stay at one
-                parameter.zero_() if generator is None else parameter.normal_(std=SPREAD, generator=generator)
+        for name, parameter in self.named_parameters():
+            if parameter.ndim == 2 and generator is not None:
+                parameter.normal_(std=SPREAD, generator=generator)
+            elif not name.endswith("norm.weight"):
+                parameter.zero_()
 
     def forward(
         self, ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"], reads: Mapping[str, Read]
@@ -83,7 +89,10 @@ class Decoder(nn.Module):
         InputError
             A row is longer than the context, or as `reads.read_off`.
         """
-        return read_off(self.hidden(ids, mask), head_weight(self.lm_head), reads)
+        places = places_of(reads, ids.shape)
+        layout = self._laid_out(ids, mask)
+        states = self.model(layout, layout.index[places])
+        return read_states(states, head_weight(self.lm_head), places, reads)
 
     def hidden(
         self, ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
@@ -100,12 +109,24 @@ class Decoder(nn.Module):
         InputError
             A row is longer than the context.
         """
-        aligned, places = left_aligned(ids, mask)
-        self.check_length(aligned.shape[1])
-        states: Tensor = self.model(aligned)
-        if places is None:
-            return states
-        return states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
+        layout = self._laid_out(ids, mask)
+        states: Tensor = self.model(layout, layout.index.flatten())
+        return states.view(*ids.shape, -1)
+
+    def _laid_out(self, ids: Tensor, mask: Tensor) -> Layout:
+        layout = layout_of(ids, mask)
+        check_length(layout.longest, self.context)
+        return layout
+
+    @property
+    def context(self) -> int:
+        """Largest number of tokens of a row."""
+        return self.shape.context
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
+        return self.shape.vocabulary
 
     def decoding(self, room: int) -> CachedDecoding:
         """Return what generates tokens with this decoder's weights as they are now.
@@ -117,31 +138,26 @@ class Decoder(nn.Module):
         """
         return CachedDecoding(self, room)
 
-    def check_length(self, tokens: int, what: str = "the longest row") -> None:
-        """Refuse more tokens than the context holds."""
-        if tokens > self.shape.context:
-            raise InputError(
-                f"{what} has {tokens} tokens", expected=f"at most the model's context of {self.shape.context}"
-            )
-
 
 class Backbone(nn.Module):
-    """Embedding, layers and the last norm: tokens of rows without padding before them -> hidden states."""
+    """Embedding, layers and the last norm."""
 
     def __init__(self, shape: Shape):
         super().__init__()
         self.shape = shape
         self.embed_tokens = nn.Embedding(shape.vocabulary, shape.width)
         self.layers = nn.ModuleList(Block(shape) for _ in range(shape.layers))
-        self.norm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+        self.norm = RootNorm(shape)
 
-    def forward(self, ids: Int[Tensor, "rows tokens"]) -> Float[Tensor, "rows tokens width"]:
-        """Return the hidden states of every token."""
-        states: Tensor = self.embed_tokens(ids)
-        cos, sin = turns(self.shape, torch.arange(ids.shape[1], device=ids.device), states.dtype)
-        for layer in self.layers:
-            states = layer(states, cos, sin)
-        normed: Tensor = self.norm(states)
+    def forward(self, layout: Layout, wanted: Int[Tensor, " wanted"]) -> Float[Tensor, "wanted width"]:
+        """Return the last hidden states of the tokens that are wanted; the others stop at the last layer's attention."""
+        states: Tensor = self.embed_tokens(layout.ids)
+        cos, sin = rope_turns(self.shape, layout.positions[:, None], states.dtype)
+        turn = torch.cat([cos, cos], dim=-1), torch.cat([-sin, sin], dim=-1)
+        *layers, last = self.layers
+        for layer in layers:
+            states = layer(states, layout, turn)
+        normed: Tensor = self.norm(last(states, layout, turn, wanted))
         return normed
 
 
@@ -150,18 +166,36 @@ class Block(nn.Module):
 
     def __init__(self, shape: Shape):
         super().__init__()
-        self.input_layernorm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+        self.input_layernorm = RootNorm(shape)
         self.self_attn = Attention(shape)
-        self.post_attention_layernorm = nn.RMSNorm(shape.width, eps=shape.norm_eps)
+        self.post_attention_layernorm = RootNorm(shape)
         self.mlp = Perceptron(shape)
 
     def forward(
-        self, states: Float[Tensor, "rows tokens width"], cos: Tensor, sin: Tensor
-    ) -> Float[Tensor, "rows tokens width"]:
-        """Return the states after the layer."""
-        states = states + self.self_attn(self.input_layernorm(states), cos, sin)
+        self,
+        states: Float[Tensor, "places width"],
+        layout: Layout,
+        turn: tuple[Tensor, Tensor],
+        wanted: Int[Tensor, " wanted"] | None = None,
+    ) -> Float[Tensor, "places_or_wanted width"]:
+        """Return the states after the layer: of all tokens, or of those that are wanted."""
+        change = self.self_attn(self.input_layernorm(states), layout, turn, wanted)
+        states = (states if wanted is None else states[wanted]) + change
         changed: Tensor = states + self.mlp(self.post_attention_layernorm(states))
         return changed
+
+
+class RootNorm(nn.Module):
+    """Division by the root of the mean square, and a gain."""
+
+    def __init__(self, shape: Shape):
+        super().__init__()
+        self.eps = shape.norm_eps
+        self.weight = nn.Parameter(torch.ones(shape.width))
+
+    def forward(self, states: Float[Tensor, "places width"]) -> Float[Tensor, "places width"]:
+        """Return the normed states."""
+        return root_norm(states, self.weight, self.eps)
 
 
 class Attention(nn.Module):
@@ -175,20 +209,23 @@ class Attention(nn.Module):
         self.k_proj = nn.Linear(shape.width, keys, bias=bias)
         self.v_proj = nn.Linear(shape.width, keys, bias=bias)
         self.o_proj = nn.Linear(queries, shape.width, bias=bias)
-        for bias_of in (self.q_proj, self.k_proj, self.v_proj, self.o_proj) if bias else ():
-            nn.init.zeros_(bias_of.bias)
 
     def forward(
-        self, states: Float[Tensor, "rows tokens width"], cos: Tensor, sin: Tensor
-    ) -> Float[Tensor, "rows tokens width"]:
-        """Return what each token gathers from itself and those before it."""
-        by_head = (*states.shape[:2], -1, self.shape.per_head)
-        q, k, v = (of(states).view(by_head).transpose(1, 2) for of in (self.q_proj, self.k_proj, self.v_proj))
-        shared = self.shape.key_heads != self.shape.heads
-        gathered = functional.scaled_dot_product_attention(
-            turned(q, cos, sin), turned(k, cos, sin), v, is_causal=True, enable_gqa=shared
+        self,
+        states: Float[Tensor, "places width"],
+        layout: Layout,
+        turn: tuple[Tensor, Tensor],
+        wanted: Int[Tensor, " wanted"] | None,
+    ) -> Float[Tensor, "places_or_wanted width"]:
+        """Return what tokens gather from themselves and those before them: all tokens, or those that are wanted."""
+        q, k, v = (
+            of(states).view(len(states), -1, self.shape.per_head) for of in (self.q_proj, self.k_proj, self.v_proj)
         )
-        out: Tensor = self.o_proj(gathered.transpose(1, 2).flatten(2))
+        q, k, v = (layout.spread(x).transpose(1, 2) for x in (turned(q, *turn), turned(k, *turn), v))
+        shared = self.shape.key_heads != self.shape.heads
+        gathered = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
+        rows = layout.collect(gathered.transpose(1, 2)).flatten(1)
+        out: Tensor = self.o_proj(rows if wanted is None else rows[wanted])
         return out
 
 
@@ -201,32 +238,26 @@ class Perceptron(nn.Module):
         self.up_proj = nn.Linear(shape.width, shape.mlp, bias=False)
         self.down_proj = nn.Linear(shape.mlp, shape.width, bias=False)
 
-    def forward(self, states: Float[Tensor, "rows tokens width"]) -> Float[Tensor, "rows tokens width"]:
+    def forward(self, states: Float[Tensor, "places width"]) -> Float[Tensor, "places width"]:
         """Return what is added to the states."""
-        out: Tensor = self.down_proj(functional.silu(self.gate_proj(states)) * self.up_proj(states))
+        out: Tensor = self.down_proj(gated(self.gate_proj(states), self.up_proj(states)))
         return out
 
 
-def left_aligned(
-    ids: Int[Tensor, "rows tokens"], mask: Bool[Tensor, "rows tokens"]
-) -> tuple[Int[Tensor, "rows longest"], Int[Tensor, "rows tokens"] | None]:
-    """Move the real tokens of each row to its beginning, and cut off the columns that are padding in all rows.
+def check_length(tokens: int, context: int | None, what: str = "the longest row") -> None:
+    """Refuse more tokens than a model's context holds.
 
-    Returns
-    -------
-    The tokens, 0 on padding, and where each token of the original now stands (None: where it stood). A token of padding
-    is sent to the last real one before it.
+    Raises
+    ------
+    InputError
+        With both numbers.
     """
-    places = (mask.cumsum(dim=1) - 1).clamp_min(0)
-    longest = max(int(mask.sum(dim=1).max()), 1) if mask.numel() else mask.shape[1]
-    order = (~mask).to(torch.uint8).argsort(dim=1, stable=True)[:, :longest]
-    aligned = ids.masked_fill(~mask, 0).gather(1, order)
-    moved = longest != mask.shape[1] or not bool((mask[:, 1:] <= mask[:, :-1]).all())
-    return aligned, places if moved else None
+    if context is not None and tokens > context:
+        raise InputError(f"{what} has {tokens} tokens", expected=f"at most the model's context of {context}")
 
 
 def head_weight(head: nn.Module) -> Float[Tensor, "outputs inputs"]:
-    """Return the weights of a linear map, also of one that an adapter has changed."""
+    """Return the weights of a linear map, also of one that an adapter has changed; gradients go through it."""
     weight = head.weight
     assert isinstance(weight, Tensor)
     if type(head) is nn.Linear:
@@ -266,6 +297,17 @@ def load_decoder(directory: str | Path) -> Decoder:
 def decoder_of(shape: Shape, weights: Mapping[str, Tensor], special_tokens: Mapping[str, Any], where: str) -> Decoder:
     """Build a decoder from weights by their names in transformers' folders.
 
+    Parameters
+    ----------
+    shape
+        Of the decoder.
+    weights
+        By name; all become of the embedding's kind of number.
+    special_tokens
+        As in `Decoder`.
+    where
+        Whence they come, for messages.
+
     Raises
     ------
     InputError
@@ -273,19 +315,17 @@ def decoder_of(shape: Shape, weights: Mapping[str, Tensor], special_tokens: Mapp
     """
     with torch.device("meta"):
         model = Decoder(shape, seed=None)
-    weights = {name: weight for name, weight in weights.items() if not name.endswith("rotary_emb.inv_freq")}
-    if shape.tied and "model.embed_tokens.weight" in weights:
-        weights["lm_head.weight"] = weights["model.embed_tokens.weight"]
-    wanted = {name: tuple(weight.shape) for name, weight in model.state_dict().items()}
-    found = {name: tuple(weight.shape) for name, weight in weights.items()}
-    if wanted != found:
-        wrong = sorted(name for name in wanted.keys() | found.keys() if wanted.get(name) != found.get(name))
-        told = f"{wrong[0]} is {found.get(wrong[0], 'missing')}"
-        expected = f"{wanted.get(wrong[0], 'no such weight')} by the configuration"
-        raise InputError(f"{len(wrong)} weights do not fit, of which {told}", where=where, expected=expected)
-    model.load_state_dict(weights, assign=True)
-    for parameter in model.parameters():
-        parameter.requires_grad_(True)
+    found = {name: weight for name, weight in weights.items() if not name.endswith("rotary_emb.inv_freq")}
+    if shape.tied and EMBEDDING in found:
+        found[HEAD] = found[EMBEDDING]
+    wanted = model.state_dict()
+    for name in sorted(wanted.keys() | found.keys()):
+        sizes = [list(side[name].shape) if name in side else "absent" for side in (found, wanted)]
+        if sizes[0] != sizes[1]:
+            told = f"the weight {name} is {sizes[0]}"
+            raise InputError(told, where=where, expected=f"{sizes[1]}, by the configuration")
+    dtype = found[EMBEDDING].dtype
+    model.load_state_dict({name: weight.to(dtype) for name, weight in found.items()}, assign=True)
     if shape.tied:
         model.lm_head.weight = model.model.embed_tokens.weight
     model.special_tokens = dict(special_tokens)
@@ -307,7 +347,7 @@ def _weights(folder: Path) -> dict[str, Tensor]:
     return found
 
 
-def save_decoder(model: Decoder, directory: str | Path) -> None:
+def save_decoder(model: nn.Module, directory: str | Path) -> None:
     """Write a decoder into a folder as transformers' `from_pretrained` loads it; what else lies there is left alone.
 
     The configuration comes last, so that a folder whose writer was killed is not taken for a model; for a folder that is
@@ -316,7 +356,7 @@ def save_decoder(model: Decoder, directory: str | Path) -> None:
     Parameters
     ----------
     model
-        The decoder.
+        The decoder, bare or in a wrapper. What an adapter changed is written as weights.
     directory
         A folder; it is made where it is missing.
 
@@ -327,13 +367,34 @@ def save_decoder(model: Decoder, directory: str | Path) -> None:
     """
     from safetensors.torch import save_file
 
-    folder = Path(directory)
-    weights = {name: weight.detach().cpu().contiguous() for name, weight in model.state_dict().items()}
-    if model.shape.tied:
-        del weights["lm_head.weight"]
-    dtype = str(model.model.embed_tokens.weight.dtype).removeprefix("torch.")
-    tokens = {name: model.special_tokens.get(name) for name in TOKENS}
+    decoder = next(part for part in model.modules() if isinstance(part, Decoder))
+    folder, shape, weights = Path(directory), decoder.shape, _plain_weights(decoder)
+    if shape.tied and torch.equal(weights[HEAD], weights[EMBEDDING]):
+        del weights[HEAD]
+    elif shape.tied:  # an adapter changed one of the two
+        shape = replace(shape, tied=False)
+    tokens = {name: decoder.special_tokens.get(name) for name in TOKENS}
     with files.atomic_path(folder / "model.safetensors") as place:
         save_file(weights, str(place), metadata={"format": "pt"})
     files.write_json(folder / "generation_config.json", {"_from_model_config": True, **tokens})
-    files.write_json(folder / "config.json", config_of(model.shape, tokens, dtype))
+    dtype = str(weights[EMBEDDING].dtype).removeprefix("torch.")
+    files.write_json(folder / "config.json", config_of(shape, tokens, dtype))
+
+
+@torch.no_grad()
+def _plain_weights(model: Decoder) -> dict[str, Tensor]:
+    """Return the weights of a decoder by the names that they have where nothing is wrapped around its parts."""
+    with torch.device("meta"):
+        names = list(Decoder(model.shape, seed=None).state_dict())
+    found: dict[str, Tensor] = {}
+    with evaluating(model), gathered(model):
+        for name in names:
+            part, _, kind = name.rpartition(".")
+            module: Any = model.get_submodule(part)
+            if isinstance(module, RootNorm):
+                weight: Tensor | None = whole(module.weight)
+            else:
+                weight = effective_weight(module) if kind == "weight" else effective_bias(module)
+            assert weight is not None
+            found[name] = weight.cpu().contiguous().clone()
+    return found
