@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from sanov.core.errors import InputError
-from sanov.nets.decoding import Decoding
+from sanov.nets.choices import Choice
+from sanov.nets.decoding import Decoding, evaluating, gathered
+from sanov.nets.transformer import Decoder
 
 __all__ = ["Sampled", "keyed_uniforms", "sample"]
 
@@ -41,50 +43,6 @@ class Sampled:
     log_probs: Float[Tensor, "rows length"]
 
 
-@dataclass(frozen=True)
-class _Choice:
-    """How a token is chosen among the logits."""
-
-    temperature: float
-    top_p: float
-    top_k: int
-    suppress: tuple[int, ...]
-
-    def __call__(
-        self, logits: Float[Tensor, "rows vocabulary"], uniforms: Float64[Tensor, " rows"]
-    ) -> tuple[Int[Tensor, " rows"], Float64[Tensor, " rows"]]:
-        """Return a token a row and its log-probability before anything is cut off."""
-        log_probs = (logits.double() / (self.temperature or 1.0)).log_softmax(dim=-1)
-        allowed = log_probs
-        if self.suppress:
-            allowed = log_probs.index_fill(1, torch.tensor(self.suppress, device=logits.device), -torch.inf)
-        if self.temperature == 0:
-            tokens = allowed.argmax(dim=-1)
-        else:
-            tokens = _inverse(_cut(allowed, self.top_k, self.top_p).exp(), uniforms)
-        return tokens, log_probs.gather(1, tokens[:, None])[:, 0]
-
-
-def _cut(log_probs: Float64[Tensor, "rows vocabulary"], top_k: int, top_p: float) -> Float64[Tensor, "rows vocabulary"]:
-    """Forbid all but the k likeliest tokens, then all but the fewest likeliest that hold a share of what is left."""
-    if 0 < top_k < log_probs.shape[1]:
-        least = log_probs.topk(top_k, dim=-1).values[:, -1:]
-        log_probs = log_probs.masked_fill(log_probs < least, -torch.inf)
-    if top_p < 1:
-        probs, order = log_probs.softmax(dim=-1).sort(dim=-1, descending=True, stable=True)
-        before = probs.cumsum(dim=-1) - probs
-        log_probs = log_probs.masked_fill((before >= top_p).gather(1, order.argsort(dim=-1)), -torch.inf)
-    return log_probs
-
-
-def _inverse(weights: Float64[Tensor, "rows vocabulary"], uniforms: Float64[Tensor, " rows"]) -> Int[Tensor, " rows"]:
-    """Return the token at which the cumulated weights pass a share of their sum; none of weight 0."""
-    cumulated = weights.cumsum(dim=-1)
-    total = cumulated[:, -1]
-    target = torch.minimum(uniforms * total, total.nextafter(torch.zeros_like(total)))
-    return ((cumulated > target[:, None]) & (weights > 0)).to(torch.uint8).argmax(dim=-1)
-
-
 def sample(
     model: nn.Module,
     prompts: Sequence[Sequence[int]],
@@ -101,14 +59,14 @@ def sample(
 ) -> Sampled:
     """Complete prompts.
 
-    A token is where the cumulated softmax passes the uniform number of its row and position, so that a completion
-    depends neither on the other rows nor on their order. Each prompt is run once, whatever the size of its group; rows
-    that ended are dropped, and when all have ended, sampling stops.
+    A token is the one at which the cumulated softmax passes the uniform number of its row and position, so that a
+    completion depends neither on the other rows nor on their order. Each prompt is run once, whatever the size of its
+    group; rows that ended are dropped, and when all have ended, sampling stops.
 
     Parameters
     ----------
     model
-        A `Decoder` or a `ForeignCausal`, bare or inside a wrapper. It is put in evaluation mode meanwhile.
+        A `Decoder` or a `ForeignCausal`, bare or inside a wrapper. Meanwhile it is in evaluation mode.
     prompts
         Tokens of each prompt.
     group_size
@@ -121,74 +79,101 @@ def sample(
         Divides the logits; 0 takes the likeliest token.
     top_p, top_k
         Only the fewest likeliest tokens that together have this probability, and only this many, are sampled; 1 and 0
-        leave all. Ties with the last of k all stay.
+        leave all. Tokens as likely as the last of k stay too.
     suppress
         Tokens that are never sampled.
     uniforms
-        Numbers in [0, 1), as `keyed_uniforms` makes them.
+        Numbers between 0 and 1, as `keyed_uniforms` makes them.
 
     Raises
     ------
     InputError
-        An option is out of range, a prompt is empty, does not fit the context or has a token beyond the vocabulary.
+        An option is out of range; a prompt is empty, has a token that the model does not know, or does not leave room in
+        the model's context; or all tokens are suppressed.
     """
-    rows = len(prompts) * group_size
-    choice = _Choice(temperature, top_p, top_k, tuple(suppress))
-    _check(choice, prompts, group_size, limit, eos, uniforms)
-    generator = next((part for part in model.modules() if hasattr(type(part), "decoding")), None)
+    choice = Choice(temperature, top_p, top_k, tuple(suppress))
+    generator: Any = next((part for part in model.modules() if hasattr(type(part), "decoding")), None)
     if generator is None:
         raise TypeError(f"{type(model).__name__} does not generate; load it by load_causal")
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        with torch.inference_mode():
-            return _Loop(generator, rows, limit, eos, pad, uniforms).run(prompts, group_size, choice)
-    finally:
-        for part, training in modes:
-            part.training = training
-
-
-class _Loop:
-    """The rows that are being written, and those among them that go on."""
-
-    def __init__(self, generator: Any, rows: int, limit: int, eos: int, pad: int, uniforms: Tensor):
-        self.generator, self.limit, self.eos = generator, limit, eos
-        self.device = next(generator.parameters()).device
-        self.decoding: Decoding = generator.decoding(limit)
-        self.uniforms = uniforms.to(self.device)
-        self.tokens = torch.full((rows, limit), pad, device=self.device)
-        self.log_probs = torch.zeros(rows, limit, dtype=torch.float64, device=self.device)
-        self.lengths = torch.full((rows,), limit, device=self.device)
-        self.finished = torch.zeros(rows, dtype=torch.bool, device=self.device)
-
-    def run(self, prompts: Sequence[Sequence[int]], group_size: int, choice: _Choice) -> Sampled:
-        """Generate until all rows ended or are full."""
-        used = 0
+    _check_options(group_size, limit, eos, len(prompts) * group_size, uniforms)
+    _check_prompts(prompts, limit, generator.vocabulary, generator.context)
+    choice.check(eos, generator.vocabulary)
+    device = next(generator.parameters()).device
+    written = _Written(len(prompts) * group_size, device)
+    # what another model keeps inside would be of no use to gradients afterwards, had inference mode made it
+    quiet = torch.inference_mode() if isinstance(generator, Decoder) else torch.no_grad()
+    with evaluating(model), gathered(model), quiet:
+        decoding = generator.decoding(limit)
         if len(prompts):
-            ids, mask = _padded(prompts, self.device)
-            logits = self.decoding.prefill(ids, mask)
-            alive = torch.arange(len(self.tokens), device=self.device)
-            ended = torch.zeros(len(alive), dtype=torch.bool, device=self.device)
-            self.decoding.select(alive // group_size)
-            logits = logits[alive // group_size]
-            for used in range(1, self.limit + 1):
-                tokens, log_probs = choice(logits, self.uniforms[alive, used - 1])
-                going = alive[~ended]
-                self.tokens[going, used - 1] = tokens[~ended]
-                self.log_probs[going, used - 1] = log_probs[~ended]
-                new = ~ended & (tokens == self.eos)
-                self.lengths[alive[new]] = used
-                self.finished[alive[new]] = True
-                ended = ended | new
-                if used == self.limit or bool(ended.all()):
-                    break
-                if float(ended.double().mean()) > DROPPED:
-                    kept = (~ended).nonzero()[:, 0]
-                    self.decoding.select(kept)
-                    alive, ended, tokens = alive[kept], ended[kept], tokens[kept]
-                logits = self.decoding.step(tokens)
-        dtype = torch.promote_types(next(self.generator.parameters()).dtype, torch.float32)
-        return Sampled(self.tokens[:, :used], self.lengths, self.finished, self.log_probs[:, :used].to(dtype))
+            groups = torch.arange(len(prompts), device=device).repeat_interleave(group_size)
+            logits = decoding.prefill(*_padded(prompts, device))[groups]
+            decoding.select(groups)
+            _write(written, decoding, logits, choice, eos, uniforms.to(device))
+    return written.sampled(eos, pad)
+
+
+def _write(
+    written: _Written,
+    decoding: Decoding,
+    logits: Tensor,
+    choice: Choice,
+    eos: int,
+    uniforms: Float64[Tensor, "rows limit"],
+) -> None:
+    """Write token after token until all rows ended or are full; rows that ended go on until they are dropped."""
+    ended = torch.zeros(len(logits), dtype=torch.bool, device=logits.device)
+    for column in range(uniforms.shape[1]):
+        tokens, probs = choice(logits, uniforms[:, column])
+        written.add(tokens, probs)
+        ended = ended | (tokens == eos)
+        count = int(ended.sum())
+        if count == len(ended) or column == uniforms.shape[1] - 1:
+            return
+        if count > DROPPED * len(ended):
+            kept = (~ended).nonzero()[:, 0]
+            decoding.select(kept)
+            written.keep(kept)
+            tokens, ended, uniforms = tokens[kept], ended[kept], uniforms[kept]
+        logits = decoding.step(tokens)
+
+
+class _Written:
+    """Tokens of all rows, a column at a time, of the rows that go on alone."""
+
+    def __init__(self, rows: int, device: torch.device):
+        self.rows = torch.arange(rows, device=device)
+        self.stretches: list[tuple[Tensor, list[Tensor], list[Tensor]]] = [(self.rows, [], [])]
+
+    def add(self, tokens: Tensor, probs: Tensor) -> None:
+        """Write a token and its probability in each row that goes on."""
+        self.stretches[-1][1].append(tokens)
+        self.stretches[-1][2].append(probs)
+
+    def keep(self, kept: Tensor) -> None:
+        """Go on with these of the rows."""
+        self.stretches.append((self.stretches[-1][0][kept], [], []))
+
+    def sampled(self, eos: int, pad: int) -> Sampled:
+        """Return what was written up to the first end token of each row."""
+        used = sum(len(columns) for _, columns, _ in self.stretches)
+        tokens = self.rows.new_zeros((len(self.rows), used))
+        probs = torch.ones(tokens.shape, dtype=_dtype(self.stretches), device=tokens.device)
+        start = 0
+        for rows, columns, chances in self.stretches:
+            if columns:
+                tokens[rows, start : start + len(columns)] = torch.stack(columns, dim=1)
+                probs[rows, start : start + len(columns)] = torch.stack(chances, dim=1)
+            start += len(columns)
+        ends = tokens == eos if used else tokens.new_zeros((len(tokens), 1), dtype=torch.bool)
+        finished = ends.any(dim=1)
+        lengths = torch.where(finished, ends.to(torch.uint8).argmax(dim=1) + 1, used)
+        padding = torch.arange(used, device=tokens.device) >= lengths[:, None]
+        return Sampled(tokens.masked_fill(padding, pad), lengths, finished, probs.log().masked_fill(padding, 0.0))
+
+
+def _dtype(stretches: list[tuple[Tensor, list[Tensor], list[Tensor]]]) -> torch.dtype:
+    chances = stretches[0][2]
+    return chances[0].dtype if chances else torch.float32
 
 
 def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Tensor, Tensor]:
@@ -199,25 +184,28 @@ def _padded(prompts: Sequence[Sequence[int]], device: torch.device) -> tuple[Ten
     return ids.to(device), mask.to(device)
 
 
-def _check(
-    choice: _Choice, prompts: Sequence[Sequence[int]], group_size: int, limit: int, eos: int, uniforms: Tensor
-) -> None:
-    checks = (
-        ("temperature", choice.temperature, choice.temperature >= 0, "0 or more"),
-        ("top_p", choice.top_p, 0 < choice.top_p <= 1, "more than 0, and at most 1"),
-        ("top_k", choice.top_k, choice.top_k >= 0, "0 or more"),
-        ("group_size", group_size, group_size >= 1, "at least 1"),
-        ("limit", limit, limit >= 1, "at least 1"),
-        ("uniforms", list(uniforms.shape), uniforms.shape == (len(prompts) * group_size, limit), "[rows, limit]"),
-    )
-    for name, value, good, expected in checks:
-        if not good:
-            raise InputError(f"it is {value}", where=name, expected=expected)
-    if eos in choice.suppress:
-        raise InputError("cannot suppress EOS: rollouts would never end", where="suppress", expected="other tokens")
-    for row, prompt in enumerate(prompts):
+def _check_options(group_size: int, limit: int, eos: int, rows: int, uniforms: Tensor) -> None:
+    for name, value in (("group_size", group_size), ("limit", limit)):
+        if value < 1:
+            raise InputError(f"it is {value}", where=name, expected="at least 1")
+    if uniforms.shape != (rows, limit):
+        found = f"the numbers are of shape {list(uniforms.shape)}"
+        raise InputError(found, where="uniforms", expected=f"one for each of {rows} rows and {limit} positions")
+
+
+def _check_prompts(prompts: Sequence[Sequence[int]], limit: int, vocabulary: int, context: int | None) -> None:
+    for number, prompt in enumerate(prompts):
+        where = f"prompt {number}"
         if not len(prompt):
-            raise InputError("the prompt is empty", where=f"prompt {row}", expected="at least one token")
+            raise InputError("it has no tokens", where=where, expected="at least one")
+        if not 0 <= min(prompt) <= max(prompt) < vocabulary:
+            strange = next(token for token in prompt if not 0 <= token < vocabulary)
+            raise InputError(f"it has the token {strange}", where=where, expected=f"tokens of 0 to {vocabulary - 1}")
+        if context is not None and len(prompt) + limit > context:
+            found = (
+                f"its {len(prompt)} tokens and {limit} of a completion are more than the model's context of {context}"
+            )
+            raise InputError(found, where=where, fix="leave out long prompts, or lower the limit of completions")
 
 
 # -- noise ------------------------------------------------------------------------------------------------------------
@@ -244,7 +232,7 @@ def keyed_uniforms(seed: int, step: int, rows: Int[Tensor, " rows"], limit: int)
     positions = torch.arange(limit, dtype=torch.int64, device=rows.device)
     state = torch.tensor(_signed(seed), dtype=torch.int64, device=rows.device)
     for part in (torch.tensor(_signed(step), dtype=torch.int64, device=rows.device), rows[:, None].long(), positions):
-        state = _mixed(_mixed(state) ^ part)
+        state = _mixed(state) ^ part
     bits = _shifted(_mixed(state), 12)
     return (bits.double() + 0.5) * 2.0**-52
 
