@@ -14,11 +14,12 @@ from torch.nn import functional
 
 from sanov.core import files
 from sanov.core.errors import InputError, require
-from sanov.nets.decoding import Decoding
+from sanov.nets.decoding import Decoding, evaluating
 from sanov.nets.foreign import load_tokenizer, told
-from sanov.nets.reads import Read, read_logits, read_off
+from sanov.nets.layout import layout_of
+from sanov.nets.reads import Read, places_of, read_placed, read_states
 from sanov.nets.shapes import TOKENS, shape_of, strange
-from sanov.nets.transformer import Decoder, decoder_of, head_weight, left_aligned, load_decoder
+from sanov.nets.transformer import Decoder, check_length, decoder_of, head_weight, load_decoder
 
 __all__ = ["ForeignCausal", "load_causal", "load_tokenizer"]
 
@@ -109,6 +110,7 @@ class ForeignCausal(nn.Module):
     def __init__(self, model: nn.Module):
         super().__init__()
         self.wrapped = model
+        self.training = model.training
         self._linear: bool | None = None
         self._cached: bool | None = None
 
@@ -134,15 +136,18 @@ class ForeignCausal(nn.Module):
         InputError
             A row is longer than the context, or as `reads.read_off`.
         """
-        aligned, places = left_aligned(ids, mask)
-        check_length(aligned.shape[1], self.context)
-        real = torch.arange(aligned.shape[1], device=ids.device) < mask.sum(dim=1, keepdim=True)
+        places, layout = places_of(reads, ids.shape), layout_of(ids, mask, dense=True)
+        check_length(layout.longest, self.context)
+        wanted = layout.index[places]
+        aligned = layout.ids.view(len(ids), -1)
+        real = torch.arange(layout.longest, device=ids.device) < mask.sum(dim=1, keepdim=True)
         if self._linear is None:
-            self._linear = self._head_is_linear(aligned[:1, :2], real[:1, :2])
+            self._linear = self._head_is_linear(aligned[:1, :2])
         if not self._linear:
             logits = self.wrapped(input_ids=aligned, attention_mask=real.long()).logits
-            return read_logits(_back(logits, places), reads)
-        head, states = self._head(), []
+            return read_placed(logits.flatten(0, 1)[wanted], places, reads)
+        head: Any = self._head()
+        states: list[Tensor] = []
 
         def skip(module: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
             states.append(inputs[0])
@@ -153,7 +158,7 @@ class ForeignCausal(nn.Module):
             self.wrapped(input_ids=aligned, attention_mask=real.long())
         finally:
             hook.remove()
-        return read_off(_back(states[0], places), head_weight(head), reads)
+        return read_states(states[0].flatten(0, 1)[wanted], head_weight(head), places, reads)
 
     def decoding(self, room: int) -> Decoding:
         """Return what generates tokens with this model.
@@ -172,14 +177,15 @@ class ForeignCausal(nn.Module):
         return wrapped.get_output_embeddings() if hasattr(wrapped, "get_output_embeddings") else None
 
     @torch.no_grad()
-    def _head_is_linear(self, ids: Int[Tensor, "1 tokens"], mask: Bool[Tensor, "1 tokens"]) -> bool:
+    def _head_is_linear(self, ids: Int[Tensor, "rows tokens"]) -> bool:
         """Whether the logits are the states that the head reads times its weights: not scaled, capped or shifted."""
-        head, states = self._head(), []
+        head, states = self._head(), list[Tensor]()
         if head is None or not hasattr(head, "weight") or getattr(head, "bias", None) is not None:
             return False
         hook = head.register_forward_hook(lambda module, inputs, outputs: states.append(inputs[0]))
         try:
-            logits = self.wrapped(input_ids=ids, attention_mask=mask.long()).logits
+            with evaluating(self):  # dropout would draw random numbers, here and not where a run goes on
+                logits = self.wrapped(input_ids=ids, attention_mask=torch.ones_like(ids)).logits
         finally:
             hook.remove()
         return len(states) == 1 and _alike(functional.linear(states[0], head_weight(head)), logits)
@@ -202,12 +208,6 @@ class ForeignCausal(nn.Module):
                 return False
             found.append(torch.cat([first, way.step(ids[[0, 1, 1], 1])]))
         return _alike(*found)
-
-
-def check_length(tokens: int, context: int | None, what: str = "the longest row") -> None:
-    """Refuse more tokens than the context holds."""
-    if context is not None and tokens > context:
-        raise InputError(f"{what} has {tokens} tokens", expected=f"at most the model's context of {context}")
 
 
 def can_be_cached(model: Any) -> bool:
@@ -280,12 +280,8 @@ class WholePasses:
     def _run(self) -> Tensor:
         last = self.mask.cumsum(dim=1).argmax(dim=1)  # the first of equals: the last real token
         at = torch.arange(self.mask.shape[1], device=last.device) == last[:, None]
-        return self.model(self.ids, self.mask, {"next": Read(at)})["next"]
-
-
-def _back(states: Float[Tensor, "rows aligned width"], places: Int[Tensor, "rows tokens"] | None) -> Tensor:
-    """Put states of rows that were moved to the left where their tokens stood."""
-    return states if places is None else states.gather(1, places[..., None].expand(-1, -1, states.shape[-1]))
+        logits: Tensor = self.model(self.ids, self.mask, {"next": Read(at)})["next"]
+        return logits
 
 
 def _alike(first: Tensor, second: Tensor) -> bool:
