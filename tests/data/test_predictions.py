@@ -107,6 +107,12 @@ def test_rows_are_joined_by_id_in_the_order_of_the_first():
     assert notes == ()
 
 
+def test_ids_that_are_two_as_text_are_never_made_one():
+    """As numbers 1 and 1.0 are one id, of which the first source would have two rows."""
+    with pytest.raises(InputError, match=r"the ids differ: .* lacks 1 \(2\); .* lacks 1 \(1.0\)"):
+        join({"teacher": source(["1", "1.0"], ["a", "b"]), "student": source(["1", "2"], ["A", "B"])})
+
+
 def test_rows_without_ids_are_paired_by_position_and_that_is_said():
     parts = [
         parse(pl.DataFrame({"prediction": row}), COLUMNS, name)

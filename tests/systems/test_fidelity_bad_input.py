@@ -400,7 +400,7 @@ def test_labels_that_are_filled_in_are_counted(told):
 WRONG = [*("no" if label == "yes" else "yes" for label in LABELS[:15]), *LABELS[15:]]
 
 
-def test_whose_file_is_which_is_said_and_swapped_ones_are_asked_for(told, tmp_path):
+def test_whose_file_is_which_is_said_and_swapped_ones_are_asked_for(told):
     files = {"t.csv": predictions(answers=WRONG, label=LABELS)}
     with pytest.warns(SanovWarning, match="are the two swapped"):
         found = told(files, *BOTH)
@@ -408,4 +408,8 @@ def test_whose_file_is_which_is_said_and_swapped_ones_are_asked_for(told, tmp_pa
     assert found["notes"][0].startswith(
         "the teacher (t.csv) is less accurate than the student (s.csv) by 37.5 points ("
     )
+    few = [*WRONG[:4], *LABELS[4:]]  # four examples say nothing by the exact test: no question, no warning
+    assert not [
+        note for note in told({"t.csv": predictions(answers=few, label=LABELS)}, *BOTH)["notes"] if "swapped" in note
+    ]
     assert told(files, "s.csv", "t.csv")["lines"]["read from"] == "teacher: s.csv, student: t.csv"  # and no warning

@@ -81,6 +81,15 @@ def test_means_are_drawn_as_examples_are(rows):
     assert np.cov(drawn.T) == pytest.approx(np.cov(plain.T), rel=0.15)
 
 
+def test_every_example_is_drawn_as_often():
+    """The draws of one of n indicators are a binomial's of n tries, over n."""
+    rows, draws = 7, 4000
+    drawn = rows * draw_means(np.eye(rows), draws, 0)
+    assert drawn.sum(axis=1) == pytest.approx(rows)
+    assert drawn.mean(axis=0) == pytest.approx(1, abs=5 * np.sqrt((1 - 1 / rows) / draws))
+    assert drawn.var(axis=0) == pytest.approx(1 - 1 / rows, rel=0.15)
+
+
 @pytest.mark.parametrize("rows", [400, 4000])
 def test_calibration_is_drawn_as_examples_are(rows):
     """Two systems that are nearly one, so that their difference varies less than either: they must be drawn together."""
