@@ -65,6 +65,7 @@ def test_hidden_expressions_have_their_value_and_their_numbers():
         assert len(row["numbers"]) in (3, 4)
         signs |= set(row["solution"]) - set("0123456789")
     assert signs == set("+-*/()")
+    assert any("-(" in row["solution"] for row in every(task))
 
 
 @pytest.mark.parametrize("task", EVERY, ids=repr)

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from sanov.core.errors import InputError
+from sanov.core.errors import InputError, SanovWarning
 from sanov.data import arithmetic, prompts
 from sanov.data.prompt_rows import Prompts
 from sanov.data.verifiers import Countdown, Exact, Number, plain_number, text_of
@@ -225,6 +225,14 @@ def test_gold_answers_need_no_solution():
         with pytest.raises(InputError, match="row 1: the gold answer"):
             verifier.validate(Prompts(("1?",), {"answer": [None]}))
     Countdown().validate(Prompts(("1?",), {"numbers": ["3,7,2"], "answer": ["23"]}))
+
+
+def test_solutions_that_say_it_otherwise_are_warned_of():
+    table = Prompts(("1?", "2?"), {"answer": [3, 4], "solution": ["1:3", "2:4"]}, "mine")
+    Exact().validate(table)
+    with pytest.warns(SanovWarning, match="mine: the reward 'number' reads an answer in none of the solutions"):
+        Number().validate(table)
+    Number().validate(Prompts(("1?", "2?"), {"answer": [3, 4], "solution": ["three", "#### 4"]}))  # some may be short
 
 
 def test_what_countdown_asks_for_may_be_text():

@@ -6,13 +6,14 @@ The last answer of a completion counts. What cannot be read is wrong; no complet
 from __future__ import annotations
 
 import re
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Collection, Mapping, Sequence
 from decimal import Decimal
 from fractions import Fraction
 from typing import Any, ClassVar
 
-from sanov.core.errors import InputError
+from sanov.core.errors import InputError, SanovWarning
 from sanov.core.progress import track
 from sanov.data import arithmetic
 from sanov.data.prompt_rows import PASSED, Message, Prompts
@@ -73,21 +74,27 @@ class Verifier(ABC):
         return [column for column in self.columns if column not in columns]
 
     def validate(self, prompts: Prompts) -> None:
-        """Refuse a table whose gold answers do not pass.
+        """Refuse a table whose gold answers do not pass; warn where its worked solutions are none that would.
 
         Raises
         ------
         InputError
             With the row, the gold answer, and what was read of it.
         """
+        unread = 0
         for index in track(range(len(prompts)), "gold answers"):
             row = prompts.row(index)
             gold = self.gold(row)
+            worked = row.get("solution") if "answer" in row else None
+            unread += worked is not None and self.answer(str(worked), row) is None
             if gold is not None and not self.is_right(gold, row):
                 read = self.answer(gold, row)
                 found = f"the gold answer {gold[-200:]!r} fails its own verifier, which reads {read!r}"
                 expected = ", ".join(f"{column}={row.get(column)!r:.200}" for column in self.columns)
                 raise InputError(found, where=f"{prompts.name}, row {index + 1}", expected=expected)
+        if unread == len(prompts):
+            told = f"{prompts.name}: the reward {self.name!r} reads an answer in none of the solutions"
+            warnings.warn(f"{told}; completions like them are wrong.", SanovWarning, stacklevel=2)
 
     def __call__(
         self, prompts: Sequence[Any], completions: Sequence[str | Sequence[Message]], **columns: Any
