@@ -376,7 +376,7 @@ def test_labels_of_classes_without_names_ask_for_the_names(labels, tmp_path):
     names = np.array(["dog", "cat", "emu"] if labels[0] == "cat" else [2, 1, 3])
     assert read([arrays | {"classes": names}]).labels.tolist()[:2] == [1, 0]
     rows = pl.DataFrame({"a": INPUTS[:3, 0], "logits": LOGITS[:3].tolist(), "label": labels})
-    with pytest.raises(InputError, match="one column a class, logit_NAME"):
+    with pytest.raises(InputError, match="call these columns logit_NAME"):
         read([rows])
 
 

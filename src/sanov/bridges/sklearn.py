@@ -283,10 +283,8 @@ class LelpClassifier(Distilled):
         if config.subclasses == 1 or table.logits is None:
             return table
         found = plain_embeddings(embeddings, where="teacher_embeddings")
-        head = head_of(found, table.logits) if config.null_space else None
-        return replace(
-            table, embeddings=found, head=head, compare_logits=False
-        )  # `head_of` compared what is comparable
+        head = head_of(found, table.logits) if config.null_space else None  # it compares them, but for a number a row
+        return replace(table, embeddings=found, head=head, compare_logits=False)
 
     def _fitting(self, config: Any, table: DistilTable, seed: int) -> Any:
         """Take fewer subclasses where the rows to train on do not allow as many."""

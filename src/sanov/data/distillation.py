@@ -25,10 +25,7 @@ from sanov.data.labels import encode_labels, listed
 __all__ = ["Columns", "DistilTable", "Head", "encode_labels", "read"]
 
 NAMES = "use the same names in both, of labels and of classes, or number the labels in the order of the classes"
-ADD_NAMES = (
-    "add the array `classes` (.npz), the names that the labels have in the order of the columns of logits; or, in a "
-)
-ADD_NAMES += "table, give the logits as one column a class, logit_NAME"
+ADD_NAMES = "add the array `classes`, names in the order of the columns of logits, or call these columns logit_NAME"
 SOURCES = "one .npz file or table, or a table of inputs and one of logits or embeddings; and a head alone, if wanted"
 
 # The axes are named for the reader alone (the underscore): `__post_init__` compares them, and tells the user.
