@@ -199,6 +199,8 @@ class Completed:
         Whether each ended by itself, [prompts, samples].
     mean_log_prob
         Mean log-probability of its tokens, [prompts, samples].
+    ends
+        By watched token, its log-probability after EOS, [prompts, samples]; NaN where a completion did not end.
     """
 
     texts: list[str]
@@ -207,6 +209,7 @@ class Completed:
     lengths: Int[np.ndarray, "prompts samples"]
     finished: np.ndarray
     mean_log_prob: Float64[np.ndarray, "prompts samples"]
+    ends: Mapping[int, Float64[np.ndarray, "prompts samples"]] = field(default_factory=dict)
 
 
 def complete(
@@ -217,6 +220,7 @@ def complete(
     options: Rollout,
     *,
     samples: int,
+    watch: Sequence[int] = (),
     seed: int = 0,
     stream: int = EVALUATION,
 ) -> Completed:
@@ -232,6 +236,8 @@ def complete(
         How to sample.
     samples
         Completions of a prompt.
+    watch
+        See `nets.sampling.sample`.
     seed, stream
         Of the noise.
 
@@ -242,6 +248,7 @@ def complete(
     """
     tokens, limit = encoded(prompts, tokenizer, options.max_completion_length, context_of(model))
     found: list[tuple[list[int], bool, float]] = []
+    ends: dict[int, list[float]] = {token: [] for token in watch}
     device = next(model.parameters()).device
     size = max(TOGETHER // samples, 1)
     for start in track(range(0, len(tokens), size), "completions"):
@@ -258,8 +265,11 @@ def complete(
             top_p=options.top_p,
             top_k=options.top_k,
             suppress=options.suppress,
+            watch=watch,
             uniforms=keyed_uniforms(seed, stream, rows, limit).to(device),
         )
+        for token, values in out.ends.items():
+            ends[token] += values.tolist()
         sums = (out.log_probs.double().sum(dim=1) / out.lengths.clamp_min(1)).tolist()
         for row, length, ended, mean in zip(
             out.tokens.tolist(), out.lengths.tolist(), out.finished.tolist(), sums, strict=True
@@ -279,6 +289,7 @@ def complete(
         np.array([len(row) for row in ids]).reshape(shape),
         np.array([ended for _, ended, _ in found]).reshape(shape),
         np.array([mean for _, _, mean in found]).reshape(shape),
+        {token: np.array(values).reshape(shape) for token, values in ends.items()},
     )
 
 
@@ -412,7 +423,9 @@ def fit(
     train_on, held_out = divided(data.prompts, config.evaluation, seed)
 
     def evaluate(policy: nn.Module, done: int) -> dict[str, float]:
-        return judged(policy, tokenizer, held_out, data.rewards, config.rollouts, config.evaluation.samples, seed)
+        suppress = {*config.rollouts.suppress, *(token for signal in signals for token in signal.suppressed)}
+        rollouts = config.rollouts.model_copy(update={"suppress": tuple(sorted(suppress))})  # as in training
+        return judged(policy, tokenizer, held_out, data.rewards, rollouts, config.evaluation.samples, seed)
 
     history, noted = fit_policy(
         train_on,

@@ -18,6 +18,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -117,11 +118,13 @@ class Advantages:
 class Signal:
     """What a method adds to GRPO. Every hook does nothing unless it is overridden.
 
-    ``components`` names what `terms` returns; ``suppressed`` tokens are never sampled.
+    ``components`` names what `terms` returns; ``suppressed`` tokens are never sampled; of ``watched`` ones `Rollouts.ends`
+    has the log-probability after EOS, where the sampler can tell. The last two may be settled by `begin`.
     """
 
     components: tuple[str, ...] = ()
     suppressed: tuple[int, ...] = ()
+    watched: tuple[int, ...] = ()
 
     def begin(self, policy: nn.Module, tokenizer: Tokenizer, prompts: Prompts, options: Rollout) -> Mapping[str, Any]:
         """Check what was given, and measure what is needed, before the first step; return what is worth writing down."""
@@ -249,6 +252,9 @@ class _Feed:
         if micro_batch_tokens < longest:
             found = f"it is {micro_batch_tokens}, and a row may have {longest} tokens"
             raise InputError(found, where="training.micro_batch_tokens", expected=f"at least {longest}")
+        watched = tuple(token for signal in signals for token in signal.watched)
+        if watched and sampler is local_sampler:  # a server gives tokens alone
+            sampler = partial(local_sampler, watch=watched)
         self.budget, self.sampler, self.seed = micro_batch_tokens, sampler, seed
         self.order = shuffled(len(prompts), min(rollouts.prompts_per_step, len(prompts)), seed=seed, drop_last=True)
         self.told = False  # that completions are cut
@@ -385,7 +391,10 @@ def packed(
         counts = dict.fromkeys(counts, 0.0)
     whole = [_batch(rollouts, rows, weights, advantages, step) for rows in parts]
     while len(whole) < max(most, 1):  # every process has as many as the others: one row whose sums are nothing
-        whole.append(_batch(rollouts, torch.tensor([0]), torch.zeros_like(weights), torch.zeros_like(advantages), step))
+        blank = _batch(rollouts, torch.tensor([0]), torch.zeros_like(weights), torch.zeros_like(advantages), step)
+        for found in ("tokens", "rows"):  # what signals know of it would count twice
+            blank[found] = {name: torch.zeros_like(values) for name, values in blank[found].items()}
+        whole.append(blank)
     for number, batch in enumerate(whole):
         batch["counts"] = counts if number == 0 else dict.fromkeys(counts, 0.0)
     whole[0]["metrics"] = {**rollouts.metrics, "step_skipped": float(most == 0)}

@@ -113,6 +113,9 @@ class Rollouts:
         Updates that lay behind the policy that sampled.
     index
         Number of each prompt within the step, over all processes, [prompts].
+    ends
+        By watched token, its log-probability right after EOS, [rows]; NaN where a row did not end. Empty where the sampler
+        did not watch.
     scores
         Reward of each function, [rows, functions]; NaN where it does not apply.
     rewards
@@ -137,6 +140,7 @@ class Rollouts:
     texts: list[str]
     version: int
     index: Int[np.ndarray, " prompts"]
+    ends: Mapping[int, Float[Tensor, " rows"]] = field(default_factory=dict)
     scores: Float64[np.ndarray, "rows functions"] = field(default_factory=lambda: np.zeros((0, 0)))
     rewards: Float64[Tensor, " rows"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
     shaped: Float64[Tensor, " rows"] | None = None
@@ -229,8 +233,9 @@ def local_sampler(
     options: Rollout,
     eos: int,
     pad: int,
+    watch: Sequence[int] = (),
 ) -> tuple[Sampled, int]:
-    """Complete prompts with the model itself: always the newest version. See `Sampler`."""
+    """Complete prompts with the model itself: always the newest version. See `Sampler`; for `watch`, `nets.sampling`."""
     found = sample(
         model,
         prompts,
@@ -242,6 +247,7 @@ def local_sampler(
         top_p=options.top_p,
         top_k=options.top_k,
         suppress=options.suppress,
+        watch=watch,
         uniforms=uniforms,
     )
     return found, version
@@ -331,8 +337,9 @@ def _placed(
     sampled = torch.arange(found.tokens.shape[1], device=device)[None] < found.lengths.to(device)[:, None]
     ids[inside] = found.tokens[sampled].long()
     log_probs[inside] = found.log_probs[sampled]
+    finished, number = found.finished.to(device), np.asarray(index)
     return Rollouts(
-        prompts, group_size, ids, starts, lengths, found.finished.to(device), log_probs, [], version, np.asarray(index)
+        prompts, group_size, ids, starts, lengths, finished, log_probs, [], version, number, ends=found.ends
     )
 
 

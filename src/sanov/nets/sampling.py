@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from sanov.core.errors import InputError
 from sanov.nets.choices import Choice
 from sanov.nets.decoding import Decoding, evaluating, gathered
 from sanov.nets.transformer import Decoder
+from sanov.precision import widen
 
 __all__ = ["Sampled", "keyed_uniforms", "sample"]
 
@@ -35,12 +36,16 @@ class Sampled:
     log_probs
         Log-probability of each token under the softmax of all logits over the temperature, before anything is cut off or
         suppressed; under that of temperature 1 where sampling is greedy; 0 on padding.
+    ends
+        By watched token, its log-probability right after a row's end token, at temperature 1, [rows]; NaN where a row did
+        not end.
     """
 
     tokens: Int[Tensor, "rows length"]
     lengths: Int[Tensor, " rows"]
     finished: Bool[Tensor, " rows"]
     log_probs: Float[Tensor, "rows length"]
+    ends: Mapping[int, Float[Tensor, " rows"]] = field(default_factory=dict)
 
 
 def sample(
@@ -55,6 +60,7 @@ def sample(
     top_p: float = 1.0,
     top_k: int = 0,
     suppress: Sequence[int] = (),
+    watch: Sequence[int] = (),
     uniforms: Float64[Tensor, "rows limit"],
 ) -> Sampled:
     """Complete prompts.
@@ -82,6 +88,8 @@ def sample(
         leave all. Tokens as likely as the last of k stay too.
     suppress
         Tokens that are never sampled.
+    watch
+        Tokens whose log-probability after the end token is wanted: each row then takes in its end token too.
     uniforms
         Numbers between 0 and 1, as `keyed_uniforms` makes them.
 
@@ -99,7 +107,7 @@ def sample(
     _check_prompts(prompts, limit, generator.vocabulary, generator.context)
     choice.check(eos, generator.vocabulary)
     device = next(generator.parameters()).device
-    written = _Written(len(prompts) * group_size, device)
+    written = _Written(len(prompts) * group_size, device, watch)
     # what another model keeps inside would be of no use to gradients afterwards, had inference mode made it
     quiet = torch.inference_mode() if isinstance(generator, Decoder) else torch.no_grad()
     with evaluating(model), gathered(model), quiet:
@@ -125,23 +133,32 @@ def _write(
     for column in range(uniforms.shape[1]):
         tokens, probs = choice(logits, uniforms[:, column])
         written.add(tokens, probs)
-        ended = ended | (tokens == eos)
-        count = int(ended.sum())
-        if count == len(ended) or column == uniforms.shape[1] - 1:
+        before, ended = ended, ended | (tokens == eos)
+        over, count = ended, int(ended.sum())
+        last = count == len(ended) or column == uniforms.shape[1] - 1
+        if written.watch:  # a row is over when its end token has been taken in, and what follows was read
+            over = before | ~ended if last else before
+            count = int(over.sum())
+        if count == len(over) or (last and not written.watch):
             return
-        if count > DROPPED * len(ended):
-            kept = (~ended).nonzero()[:, 0]
+        if last or count > DROPPED * len(over):
+            kept = (~over).nonzero()[:, 0]
             decoding.select(kept)
             written.keep(kept)
-            tokens, ended, uniforms = tokens[kept], ended[kept], uniforms[kept]
+            tokens, before, ended, uniforms = tokens[kept], before[kept], ended[kept], uniforms[kept]
         logits = decoding.step(tokens)
+        if written.watch:
+            written.read(ended & ~before, logits)
+        if last:
+            return
 
 
 class _Written:
     """Tokens of all rows, a column at a time, of the rows that go on alone."""
 
-    def __init__(self, rows: int, device: torch.device):
-        self.rows = torch.arange(rows, device=device)
+    def __init__(self, rows: int, device: torch.device, watch: Sequence[int]):
+        self.rows, self.watch = torch.arange(rows, device=device), list(watch)
+        self.ends = torch.full((rows, len(self.watch)), torch.nan, device=device)
         self.stretches: list[tuple[Tensor, list[Tensor], list[Tensor]]] = [(self.rows, [], [])]
 
     def add(self, tokens: Tensor, probs: Tensor) -> None:
@@ -152,6 +169,12 @@ class _Written:
     def keep(self, kept: Tensor) -> None:
         """Go on with these of the rows."""
         self.stretches.append((self.stretches[-1][0][kept], [], []))
+
+    def read(self, new: Tensor, logits: Tensor) -> None:
+        """Note how likely the watched tokens are after the end token that some rows have just taken in."""
+        log_probs = widen(logits[new]).log_softmax(dim=-1)[:, self.watch]
+        self.ends = self.ends.to(log_probs.dtype)
+        self.ends[self.stretches[-1][0][new]] = log_probs
 
     def sampled(self, eos: int, pad: int) -> Sampled:
         """Return what was written up to the first end token of each row."""
@@ -168,7 +191,9 @@ class _Written:
         finished = ends.any(dim=1)
         lengths = torch.where(finished, ends.to(torch.uint8).argmax(dim=1) + 1, used)
         padding = torch.arange(used, device=tokens.device) >= lengths[:, None]
-        return Sampled(tokens.masked_fill(padding, pad), lengths, finished, probs.log().masked_fill(padding, 0.0))
+        log_probs = probs.log().masked_fill(padding, 0.0)
+        watched = dict(zip(self.watch, self.ends.unbind(dim=1), strict=True))
+        return Sampled(tokens.masked_fill(padding, pad), lengths, finished, log_probs, watched)
 
 
 def _dtype(stretches: list[tuple[Tensor, list[Tensor], list[Tensor]]]) -> torch.dtype:

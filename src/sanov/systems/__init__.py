@@ -49,6 +49,18 @@ SYSTEMS: tuple[Row, ...] = (
         module="sanov.systems.kdrl",
     ),
     Row(
+        name="laser",
+        title="last-token self-rewarding",
+        paper="yang2025laser",
+        model="the policy's last-token score",
+        reference="the policy tilted by the verifier's reward",
+        divergence="closed-form tilt, squared error",
+        question="Can my model grade its own answers for free?",
+        fits="yes",
+        extras="torch",
+        module="sanov.systems.laser",
+    ),
+    Row(
         name="lelp",
         title="learning embedding linear projections",
         paper="loo2024lelp",

@@ -1,0 +1,237 @@
+"""What `read` returns: prompts with their rewards and, where a table holds them, completions, answers and scores."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Bool, Float64, Int
+
+from sanov.core import files
+from sanov.core.errors import InputError
+from sanov.data import prompts as prompt_tables
+from sanov.data.prompts import Prompts
+from sanov.data.verifiers import Verifier
+from sanov.learning import policies
+from sanov.learning.policies import Tasks
+
+__all__ = ["Given", "Questions", "answers_of", "held", "read", "told"]
+
+OF_A_COMPLETION = ("completion", "score", "answer", "reward", "finished")
+
+
+@dataclass(frozen=True, eq=False)
+class Given:
+    """Completions of a table, row by row.
+
+    Parameters
+    ----------
+    groups
+        Number of the prompt of each.
+    completions
+        Their texts, of which a missing one is empty, as files of text have it; None where there are answers alone.
+    answers
+        Their answers, where the table has scores beside them; None where answers are to be found in the texts.
+    scores
+        Their scores; None where there are none.
+    rewards
+        0 or 1; NaN where that is not known.
+    finished
+        Whether each ended by itself; True where nothing is said.
+    """
+
+    groups: Int[np.ndarray, " rows"]
+    completions: list[str] | None
+    answers: list[str | None] | None
+    scores: Float64[np.ndarray, " rows"] | None
+    rewards: Float64[np.ndarray, " rows"]
+    finished: Bool[np.ndarray, " rows"]
+
+
+@dataclass(frozen=True, eq=False)
+class Questions(Tasks):
+    """Prompts, and who rewards what answers them; with completions where the table holds some.
+
+    Parameters
+    ----------
+    prompts
+        Each once, where there are completions.
+    rewards
+        Reward functions; None where there are none to judge by.
+    given
+        The completions; None where the policy writes them.
+    """
+
+    given: Given | None = None
+
+
+def read(sources: Sequence[Any], rewards: Sequence[str]) -> Questions:
+    """Read prompts; a column ``completion`` (a text, or a list of them) or ``score`` makes it a table of completions.
+
+    In a table with scores, ``answer`` is the answer of each completion, and its reward stands in ``reward``; in any other,
+    ``answer`` is the right one, for the rewards.
+
+    Parameters
+    ----------
+    sources
+        As `data.prompts.read` has them.
+    rewards
+        Names of reward functions.
+
+    Raises
+    ------
+    InputError
+        See `learning.policies.read`; or a cell that is missing, of another length, or no number.
+    """
+    table = prompt_tables.read(list(sources))
+    if not {"completion", "score"} & table.columns.keys():
+        found = policies.read([table], rewards, needed=False)
+        return Questions(found.prompts, found.rewards)
+    return held(table, rewards)
+
+
+def held(table: Prompts, rewards: Sequence[str] = ()) -> Questions:
+    """Return the completions of a table, those of equal prompts together under one.
+
+    Parameters
+    ----------
+    table
+        With a column ``completion`` or ``score``.
+    rewards
+        Names of reward functions; none for the column ``reward``, or for what the columns allow.
+
+    Raises
+    ------
+    InputError
+        As `read`.
+    """
+    rows, cells = _long(table)
+    if "score" in cells and not {"answer", "completion"} & cells.keys():
+        raise InputError("there are scores of nothing", where=table.name, expected="a column `answer` or `completion`")
+    scored = "score" in cells
+    distinct = _distinct(table, keep=() if scored else ("answer",))
+    functions = None
+    if rewards or not (scored or "reward" in cells):
+        functions = policies.read([distinct.prompts], rewards, needed=False).rewards
+    groups = distinct.groups[rows]
+    texts = ["" if text is None else str(text) for text in cells["completion"]] if "completion" in cells else None
+    known = _numbers(cells.get("reward", [None] * len(rows)), f"{table.name}, column 'reward'")
+    if functions is not None and texts is not None:
+        known = functions.total(functions.score(distinct.prompts.take(groups), texts))
+    odd = np.flatnonzero(~np.isnan(known) & (known != 0) & (known != 1))
+    if len(odd):
+        where = f"{table.name}, completion {odd[0] + 1}"
+        raise InputError(f"the reward is {known[odd[0]]:g}", where=where, expected="0 or 1", fix="binarise it")
+    answers = (
+        [None if cell in (None, "") else str(cell) for cell in cells["answer"]]
+        if scored and "answer" in cells
+        else None
+    )
+    scores = _numbers(cells["score"], f"{table.name}, column 'score'", needed=True) if scored else None
+    finished = np.array([cell is None or bool(cell) for cell in cells.get("finished", [None] * len(rows))])
+    given = Given(groups, texts, answers, scores, known, finished)
+    return Questions(distinct.prompts, functions, given)
+
+
+def _long(table: Prompts) -> tuple[list[int], dict[str, list[Any]]]:
+    """Return a row a completion: the row of the table that it is from, and the cells that are its own."""
+    main = "completion" if "completion" in table.columns else "score"
+    names = [name for name in OF_A_COMPLETION if name in table.columns]
+    rows: list[int] = []
+    cells: dict[str, list[Any]] = {name: [] for name in names}
+    for row, cell in enumerate(table.columns[main]):
+        count = len(cell) if isinstance(cell, list | tuple) else None
+        rows += [row] * (1 if count is None else count)
+        for name in names:
+            cells[name] += _spread(table.columns[name][row], count, f"{table.name}, row {row + 1}", name, main)
+    return rows, cells
+
+
+def _spread(cell: Any, count: int | None, where: str, name: str, main: str) -> list[Any]:
+    if not isinstance(cell, list | tuple):
+        return [cell] * (1 if count is None else count)
+    if count is None or len(cell) != count:
+        found = f"{name!r} has {len(cell)} entries and {main!r} {'is one' if count is None else f'has {count}'}"
+        raise InputError(found, where=where, expected="one entry a completion")
+    return list(cell)
+
+
+@dataclass(frozen=True)
+class _Distinct:
+    prompts: Prompts
+    groups: Int[np.ndarray, " rows"]
+
+
+def _distinct(table: Prompts, keep: Sequence[str]) -> _Distinct:
+    """Return each prompt once, without the columns of completions but those to keep, and the number of each row's."""
+    numbers: dict[str, int] = {}
+    first: list[int] = []
+    groups = []
+    for row, prompt in enumerate(table.prompts):
+        key = told(prompt)
+        if key not in numbers:
+            numbers[key] = len(first)
+            first.append(row)
+        groups.append(numbers[key])
+    columns = {n: cells for n, cells in table.columns.items() if n not in OF_A_COMPLETION or n in keep}
+    once = Prompts(table.prompts, columns, table.name).take(first)
+    return _Distinct(once, np.array(groups))
+
+
+def told(prompt: str | Sequence[Mapping[str, Any]]) -> str:
+    """Return a prompt as one text."""
+    return prompt if isinstance(prompt, str) else files.to_json(prompt)
+
+
+def _numbers(cells: Sequence[Any], where: str, *, needed: bool = False) -> Float64[np.ndarray, " rows"]:
+    found = np.full(len(cells), math.nan)
+    for row, cell in enumerate(cells):
+        if cell is not None:
+            try:
+                found[row] = float(cell)
+            except (TypeError, ValueError):
+                raise InputError(
+                    f"the cell is {cell!r:.80}", where=f"{where}, row {row + 1}", expected="a number"
+                ) from None
+        if needed and not math.isfinite(found[row]):
+            raise InputError(f"the cell is {cell}", where=f"{where}, row {row + 1}", expected="a finite number")
+    return found
+
+
+def answers_of(
+    data: Tasks, groups: Int[np.ndarray, " rows"], texts: Sequence[str], finished: Bool[np.ndarray, " rows"]
+) -> list[str | None]:
+    """Return the answer of each completion, such that equal answers to one prompt are the same text.
+
+    A verifier among the rewards knows how to find an answer and which are equal; without one it is the text after the last
+    colon, or all of it where there is none.
+
+    Parameters
+    ----------
+    data
+        Prompts and rewards.
+    groups, texts, finished
+        Number of the prompt of each completion, its text, and whether it ended: if not, it has given no answer.
+    """
+    functions = () if data.rewards is None else data.rewards.functions
+    verifier = next((function for function in functions if isinstance(function, Verifier)), None)
+    found: list[str | None] = []
+    seen: dict[int, list[str]] = {}
+    for group, text, ended in zip(groups.tolist(), texts, finished.tolist(), strict=True):
+        if not ended:
+            answer = None
+        elif verifier is None:
+            answer = text.rpartition(":")[2].strip() or None
+        else:
+            answer = verifier.answer(text, data.prompts.row(group))
+        if answer is not None and verifier is not None:
+            before = seen.setdefault(group, [])
+            equal = answer if answer in before else next((a for a in before if verifier.same(a, answer)), None)
+            if equal is None:
+                before.append(answer)
+            answer = equal or answer
+        found.append(answer)
+    return found

@@ -1,0 +1,130 @@
+"""What `apply` answers, in words and tables: scores, verdicts, and what they are worth in a vote."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import polars as pl
+
+from sanov.comparisons import paired_effect
+from sanov.core.answers import Answer
+from sanov.systems.laser.verification import Judged, verify
+from sanov.systems.laser.votes import vote_table
+
+__all__ = ["answer"]
+
+
+def answer(
+    judged: Judged,
+    *,
+    threshold: float | str = 0.5,
+    share: float = 0.5,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+    provenance: Mapping[str, str] | None = None,
+) -> Answer:
+    """Lay out scores, verdicts, calibration and votes.
+
+    Parameters
+    ----------
+    judged
+        What was scored.
+    threshold, share, seed
+        See `verification.verify`.
+    notes, provenance
+        For the page.
+
+    Raises
+    ------
+    InputError
+        As `verification.verify`.
+    """
+    found = verify(judged, threshold, share, seed)
+    rewards = judged.rewards if judged.known.any() else None
+    votes = vote_table(judged.prompts, judged.answers, judged.scores, rewards)
+    worth = {} if rewards is None else _worth(votes)
+    unfinished, silent = int((~judged.finished).sum()), sum(given is None for given in judged.answers)
+    counts = {
+        "prompts": len(votes),
+        "completions": len(judged.groups),
+        "unfinished": unfinished,
+        "without_answer": silent,
+    }
+    lines = dict(found.lines)
+    if worth:
+        lines["right by"] = ", ".join(f"{name} {worth[key]:.1%}" for name, key in VOTES.items() if key in worth)
+    told = [*notes, *found.notes]
+    if silent:
+        told.append(
+            f"{silent} completions give no answer ({unfinished} were cut at the limit): they have score 0, and do not vote."
+        )
+    tables = {"Completions": _completions(judged, found.threshold, found.columns), "Votes": votes, **found.tables}
+    return Answer(
+        "laser",
+        _sentence(counts, found.values, worth, found.threshold),
+        counts | found.values | worth,
+        tables,
+        found.figures,
+        tuple(told),
+        provenance=provenance or {},
+        lines=lines,
+    )
+
+
+VOTES = {
+    "weighted vote": "weighted_right",
+    "majority": "majority_right",
+    "best score": "best_right",
+    "any completion": "any_right",
+    "one completion": "mean_reward",
+}
+
+
+def _worth(votes: pl.DataFrame) -> dict[str, float]:
+    """Return how often each way to choose is right, and how much a vote gains by the weights."""
+    known = votes.drop_nulls(["right_majority", "right_weighted", "right_best", "right_any"])
+    if not len(known):
+        return {}
+    found = {f"{name}_right": float(known[f"right_{name}"].mean()) for name in ("weighted", "majority", "best", "any")}  # type: ignore[arg-type]
+    gain = (known["right_weighted"] - known["right_majority"]).to_numpy()
+    found["weighted_minus_majority"] = float(gain.mean())
+    if len(gain) > 1:
+        effect = paired_effect(gain)
+        found |= {"weighted_minus_majority_low": effect.low, "weighted_minus_majority_high": effect.high}
+    return found
+
+
+def _completions(judged: Judged, threshold: float, more: Mapping[str, np.ndarray]) -> pl.DataFrame:
+    columns: dict[str, Any] = {"prompt": judged.prompts}
+    columns |= {name: list(values) for name, values in judged.columns.items()}
+    columns |= {"answer": pl.Series(judged.answers, dtype=pl.String), "score": judged.scores}
+    columns |= {"verdict": judged.scores > threshold, **more}
+    columns |= {"reward": judged.rewards, "finished": judged.finished}
+    if judged.lengths is not None:
+        columns["tokens"] = judged.lengths
+    return pl.DataFrame(columns).with_columns(pl.selectors.float().fill_nan(None))
+
+
+def _sentence(
+    counts: Mapping[str, int], values: Mapping[str, Any], worth: Mapping[str, float], threshold: float
+) -> str:
+    many = f"{counts['completions']} completions of {counts['prompts']} prompts"
+    if "share_above" in values:
+        share = values["share_above"]
+        return f"{many} are scored, {share:.1%} of them above {threshold:g}; nothing says which are right."
+    if values["auroc"] is None:
+        text = f"{many} are scored; they are all {'right' if values['acc_neg'] is None else 'wrong'}, so AUROC is undefined"
+    else:
+        text = f"the score tells right from wrong answers with an AUROC of {values['auroc']:.3f}"
+        if "auroc_low" in values:
+            text += f" [{values['auroc_low']:.3f}, {values['auroc_high']:.3f}] (95 % interval over prompts)"
+    if not worth:
+        return f"{text}."
+    weighted, majority = worth["weighted_right"], worth["majority_right"]
+    text += f"; {weighted:.1%} of prompts are right by weighted vote and {majority:.1%} by majority"
+    if "weighted_minus_majority_low" in worth:
+        low, high = (100 * worth[f"weighted_minus_majority_{end}"] for end in ("low", "high"))
+        text += f" (difference {100 * worth['weighted_minus_majority']:.1f} points [{low:.1f}, {high:.1f}])"
+    return f"{text}."
