@@ -16,6 +16,7 @@ Run: ``python benchmarks/kdrl.py [--turns N] [--steps N] [--sizes 1M,5M]``; writ
 """
 
 import argparse
+import itertools
 import json
 import platform
 import resource
@@ -106,7 +107,7 @@ def ours(folder: Path, case: str, steps: int, *, taught: bool = False) -> list[f
         training=policy.Optimisation(steps=steps, learning_rate=RATE, micro_batch_tokens=8192),
         callbacks=[lambda done, metrics: ends.append(time.perf_counter())],
     )
-    return [end - start for start, end in zip(ends, ends[1:], strict=False)]
+    return [end - start for start, end in itertools.pairwise(ends)]
 
 
 def trainer_of(folder: Path, case: str, steps: int):
@@ -121,7 +122,9 @@ def trainer_of(folder: Path, case: str, steps: int):
     model = transformers.AutoModelForCausalLM.from_pretrained(folder)
     model.generation_config.eos_token_id = model.config.eos_token_id = TOKENIZERS[case].eos
     table = rows()
-    data = Dataset.from_dict({"prompt": ["<|bos|>" + text for text in table.prompts], "answer": table.columns["answer"]})
+    data = Dataset.from_dict(
+        {"prompt": ["<|bos|>" + text for text in table.prompts], "answer": table.columns["answer"]}
+    )
     options = GRPOConfig(
         output_dir=str(folder / "trl"),
         per_device_train_batch_size=PROMPTS * GROUP,
@@ -245,7 +248,10 @@ def compare(folder: Path, case: str, first: str, second: str, turns: int, steps:
     ratios = [b / a for a, b in zip(seconds[first], seconds[second], strict=True)]
     return {
         **{f"{name}, ms a step": round(1000 * statistics.median(found), 1) for name, found in seconds.items()},
-        **{f"{name}, samples a second": round(PROMPTS * GROUP / statistics.median(found), 1) for name, found in seconds.items()},
+        **{
+            f"{name}, samples a second": round(PROMPTS * GROUP / statistics.median(found), 1)
+            for name, found in seconds.items()
+        },
         "ratio": round(statistics.median(ratios), 3),
         "ratios": [round(ratio, 3) for ratio in ratios],
     }
@@ -278,8 +284,12 @@ def main() -> None:
                 of[case] = compare(folder, case, OURS, PEER, chosen.turns, chosen.steps)
                 of[case]["asked"] = TARGETS.get((size, case))
                 print(size, case, f"{of[case]['ratio']:.2f}x TRL's samples a second", of[case]["ratios"], flush=True)
-            of["teacher"] = compare(folder, "fixed", OURS, TAUGHT, chosen.turns, chosen.steps) | {"asked": "at most 1.3"}
-            print(size, f"with a teacher {of['teacher']['ratio']:.2f}x a plain step", of["teacher"]["ratios"], flush=True)
+            of["teacher"] = compare(folder, "fixed", OURS, TAUGHT, chosen.turns, chosen.steps) | {
+                "asked": "at most 1.3"
+            }
+            print(
+                size, f"with a teacher {of['teacher']['ratio']:.2f}x a plain step", of["teacher"]["ratios"], flush=True
+            )
             peaks = {name: memory(folder, name, 3) for name in (OURS, PEER)}
             of["memory above imports, MiB"] = {**peaks, "ratio": round(peaks[OURS] / max(peaks[PEER], 1), 3)}
             print(size, "memory", of["memory above imports, MiB"], flush=True)

@@ -123,7 +123,19 @@ def few_letters(prompts, completions, **_):
 SMALL = Rollout(group_size=4, prompts_per_step=4, max_completion_length=6)
 
 
-def run(model=None, *, steps=3, signals=(), reward=few_letters, rollouts=SMALL, seed=0, grpo=None, rate=3e-3, cut_is_told=False, **options):
+def run(
+    model=None,
+    *,
+    steps=3,
+    signals=(),
+    reward=few_letters,
+    rollouts=SMALL,
+    seed=0,
+    grpo=None,
+    rate=3e-3,
+    cut_is_told=False,
+    **options,
+):
     """Train the decoder on chain sums; return the model and the history."""
     model = decoder() if model is None else model
     prompts, _ = tasks()

@@ -41,7 +41,9 @@ def test_the_mean_gradient_over_all_completions_is_that_of_the_expected_reward()
     tokens = sum(map(len, every))
     torch.testing.assert_close(-sampled * tokens, exact.flatten(), rtol=0, atol=1e-12)
     # the value of the loss is no measure of anything: it is minus the mean advantage of a token
-    assert values["policy"] == pytest.approx(-sum(w * len(t) for w, t in zip(weights.tolist(), every, strict=True)) / tokens)
+    assert values["policy"] == pytest.approx(
+        -sum(w * len(t) for w, t in zip(weights.tolist(), every, strict=True)) / tokens
+    )
 
 
 @pytest.mark.parametrize("normalise", ["tokens", "sequence"])
@@ -69,10 +71,13 @@ def test_rows_without_an_advantage_are_left_out_and_still_counted():
     texts = [[1, 2, 3], [4, TOKENIZER.eos], [5, 6, 7, 8], [9, TOKENIZER.eos]]
     rollouts = rollouts_of(texts, eos=TOKENIZER.eos, advantages=[1.0, 0.0, -1.0, 0.0])
     (part,) = policy.packed(rollouts, (), Grpo(), 1000, 0)
-    assert len(part["ids"]) == 2 and part["counts"] == {"policy": 11.0}
+    assert len(part["ids"]) == 2
+    assert part["counts"] == {"policy": 11.0}
     found, _ = gradient(model, rollouts)
     model.zero_grad()
-    batch = policy._batch(rollouts, torch.arange(4), policy._token_weights(rollouts, Grpo()), rollouts.advantages[:, None], 0)
+    batch = policy._batch(
+        rollouts, torch.arange(4), policy._token_weights(rollouts, Grpo()), rollouts.advantages[:, None], 0
+    )
     (policy.sums(model, batch, (), Grpo())["policy"][0] / 11).backward()
     torch.testing.assert_close(found, torch.cat([p.grad.flatten() for p in model.parameters()]), rtol=1e-12, atol=1e-14)
 
@@ -81,7 +86,8 @@ def test_truncated_rows_can_be_left_out():
     texts = [[1, 2, 3], [4, TOKENIZER.eos]]
     rollouts = rollouts_of(texts, eos=TOKENIZER.eos, advantages=[1.0, 1.0])
     (part,) = policy.packed(rollouts, (), Grpo(mask_truncated=True), 1000, 0)
-    assert part["counts"] == {"policy": 2.0} and part["ids"].tolist() == [[0, 4, TOKENIZER.eos]]
+    assert part["counts"] == {"policy": 2.0}
+    assert part["ids"].tolist() == [[0, 4, TOKENIZER.eos]]
 
 
 def test_clipping_and_the_dual_clip_by_hand():
@@ -170,7 +176,8 @@ def test_no_reward_for_any_row_is_told_and_changes_nothing():
     before = vector(decoder())
     with pytest.warns(SanovWarning, match="no reward function applied to any row of step"):
         model, history, _ = run(steps=1, reward=lambda prompts, completions: [None] * len(prompts))
-    assert torch.equal(vector(model), before) and math.isnan(history.reports[1]["reward"])
+    assert torch.equal(vector(model), before)
+    assert math.isnan(history.reports[1]["reward"])
 
 
 def test_the_numbers_of_a_step_are_those_of_its_completions():
@@ -184,7 +191,8 @@ def test_the_numbers_of_a_step_are_those_of_its_completions():
     (rollouts,) = seen
     found = history.reports[1]
     lengths = rollouts.completion_lengths.numpy()
-    assert found["completions/mean_length"] == lengths.mean() and found["completions/max_length"] == lengths.max()
+    assert found["completions/mean_length"] == lengths.mean()
+    assert found["completions/max_length"] == lengths.max()
     assert found["reward"] == float(rollouts.rewards.mean())
     assert found["completions/clipped_ratio"] == 1 - rollouts.finished.double().mean()
     groups = rollouts.rewards.view(-1, 4)
@@ -215,7 +223,8 @@ def test_a_stopped_run_that_is_resumed_is_the_run_that_was_not(tmp_path):
 
 def test_two_runs_of_one_seed_are_one():
     first, second, other = run(seed=3)[0], run(seed=3)[0], run(seed=4)[0]
-    assert torch.equal(vector(first), vector(second)) and not torch.equal(vector(first), vector(other))
+    assert torch.equal(vector(first), vector(second))
+    assert not torch.equal(vector(first), vector(other))
 
 
 def test_every_prompt_is_sampled_once_an_epoch():
@@ -240,7 +249,9 @@ def test_imitation_is_maximum_likelihood_of_completions_and_their_end():
     for prompt, text in rows:
         ids = torch.tensor([[TOKENIZER.bos, *TOKENIZER.encode(prompt), *TOKENIZER.encode(text), TOKENIZER.eos]])
         start = 1 + len(prompt)
-        logits = model(ids, torch.ones_like(ids, dtype=torch.bool), {"all": policy.Read(torch.ones_like(ids) > 0)})["all"]
+        logits = model(ids, torch.ones_like(ids, dtype=torch.bool), {"all": policy.Read(torch.ones_like(ids) > 0)})[
+            "all"
+        ]
         loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction="sum")
         total += float(loss.detach())
         count += ids.shape[1] - start
@@ -268,7 +279,9 @@ def test_groups_of_one_have_no_standard_deviation():
 
 
 def test_the_context_holds_prompt_and_completion():
-    with pytest.raises(InputError, match=r"the longest prompt has 6 tokens and a completion up to 44.*the context's 48"):
+    with pytest.raises(
+        InputError, match=r"the longest prompt has 6 tokens and a completion up to 44.*the context's 48"
+    ):
         run(rollouts=Rollout(max_completion_length=44))
     with pytest.raises(InputError, match=r"row 1: the prompt has 6 tokens, and the context 5"):
         run(decoder(context=5))
@@ -303,7 +316,7 @@ def test_completions_of_an_older_policy_are_refused():
 
 
 @pytest.mark.parametrize(
-    "reward, message",
+    ("reward", "message"),
     [
         (lambda prompts, completions: [0.0], r"returned 1 rewards.*16, one a completion"),
         (lambda prompts, completions: [math.nan] * 16, r"row 1: the reward is nan"),

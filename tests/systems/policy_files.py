@@ -7,11 +7,15 @@ from sanov.data.tasks import named
 from sanov.learning.imitation import imitate
 from sanov.nets.causal import save_model
 
-LETTERS = "start.steps=0 start.width=16 start.layers=1 start.heads=2 start.mlp=32 start.context=48".split()
-SMALL = (
-    "rollouts.group_size=4 rollouts.prompts_per_step=4 rollouts.max_completion_length=6 training.steps=3 "
-    "evaluation.samples=2 evaluation.prompts=4"
-).split()
+LETTERS = ["start.steps=0", "start.width=16", "start.layers=1", "start.heads=2", "start.mlp=32", "start.context=48"]
+SMALL = [
+    "rollouts.group_size=4",
+    "rollouts.prompts_per_step=4",
+    "rollouts.max_completion_length=6",
+    "training.steps=3",
+    "evaluation.samples=2",
+    "evaluation.prompts=4",
+]
 
 
 def prompts_file(path, count=24, **columns):

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -38,7 +39,9 @@ def folder(tmp_path_factory):
 
 def config(folder, *more, **kd):
     options = dict(word.split("=", 1) for word in (*SMALL, *more))
-    options |= {"policy": str(folder / "policy"), "teacher": str(folder / "teacher")} | {f"kd.{k}": v for k, v in kd.items()}
+    options |= {"policy": str(folder / "policy"), "teacher": str(folder / "teacher")} | {
+        f"kd.{k}": v for k, v in kd.items()
+    }
     return parse(kdrl.Config, options)
 
 
@@ -58,13 +61,15 @@ def test_a_file_of_prompts_and_two_folders_make_a_policy(folder, command, capsys
         path.name for path in Path("student").iterdir()
     }
     found = json.loads(Path("student/sanov.json").read_text())
-    assert found["system"] == "kdrl" and 0 <= found["results"]["validation_reward"] <= 1
+    assert found["system"] == "kdrl"
+    assert 0 <= found["results"]["validation_reward"] <= 1
     header = Path("student/history.csv").read_text().splitlines()[0].split(",")
     assert {"reward", "loss_policy", "loss_kd", "kd/k1", "kd/k2", "kd/k3", "kd/teacher_logp", "kd/beta"} <= set(header)
     status, said = command("apply", "kdrl", folder / "prompts.jsonl", "--fitted", "student", *SMALL, "--out", "a.json")
     assert status == 0, said
     answer = json.loads(Path("a.json").read_text())
-    assert answer["values"]["completions"] == 48 and len(answer["tables"]["Completions"]["reward"]) == 48
+    assert answer["values"]["completions"] == 48
+    assert len(answer["tables"]["Completions"]["reward"]) == 48
     by_prompt = np.reshape(answer["tables"]["Completions"]["reward"], (24, 2)).mean(axis=1)
     assert answer["values"]["mean_reward"] == pytest.approx(by_prompt.mean())
     np.testing.assert_allclose(answer["tables"]["Prompts"]["mean_reward"], by_prompt)
@@ -90,7 +95,8 @@ def test_without_a_folder_a_small_policy_is_made(tmp_path, folder):
     student = kdrl.fit(data, chosen, out=tmp_path / "student")
     assert load_model(tmp_path / "student" / "start").shape.width == 16
     again = kdrl.Fitted.load(tmp_path / "student")
-    assert torch.equal(vector(again.model), vector(student.model)) and again.results["steps"] == 3
+    assert torch.equal(vector(again.model), vector(student.model))
+    assert again.results["steps"] == 3
 
 
 def test_from_python():
@@ -103,7 +109,8 @@ def test_from_python():
     )  # fmt: skip
     assert "validation_reward" in student.results
     answer = sanov.kdrl(prompts, fitted=student, rewards=("exact",), rollouts=small)
-    assert answer.to_frame().shape[0] == 48 and "interval over 12 prompts" in answer.sentence
+    assert answer.to_frame().shape[0] == 48
+    assert "interval over 12 prompts" in answer.sentence
 
 
 # -- the run ----------------------------------------------------------------------------------------------------------
@@ -117,7 +124,9 @@ def test_beta_zero_is_plain_grpo_bitwise(folder):
     assert not torch.equal(vector(plain.model), vector(other.model))
 
 
-@pytest.mark.parametrize("combine", ["advantage", "reward", "opd", "opd_then_rl", "srpo", "hdpo", "rlsd", "trrd", "sft"])
+@pytest.mark.parametrize(
+    "combine", ["advantage", "reward", "opd", "opd_then_rl", "srpo", "hdpo", "rlsd", "trrd", "sft"]
+)
 def test_every_way_to_combine_trains(folder, combine):
     student = fitted(folder, "mixing.opd_steps=1", combine=combine, beta=0.1, schedule="constant")
     assert not torch.equal(vector(student.model), vector(load_model(folder / "policy")))
@@ -146,9 +155,10 @@ def test_a_stopped_fit_is_resumed_to_the_same_weights(folder, tmp_path, monkeypa
     more = ("training.steps=4", "training.checkpoint_every=1")
     whole = fitted(folder, *more)
     score = kdrl.KdSignal.score
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(kdrl.KdSignal, "score", stopping)
+    monkeypatch.setattr(kdrl.KdSignal, "score", stopping)
+    with pytest.raises(KeyboardInterrupt):
         fitted(folder, *more, out=tmp_path / "out")
+    monkeypatch.setattr(kdrl.KdSignal, "score", score)
     with pytest.raises(InputError, match="holds an unfinished run"):
         fitted(folder, *more, out=tmp_path / "out")
     with pytest.raises(InputError, match=r"had other kd.beta"):
@@ -184,7 +194,12 @@ def test_two_processes_are_one(folder, tmp_path):
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    words = [*(word for word in SMALL if "steps" not in word), "training.steps=4", f"policy={folder / 'policy'}", f"teacher={folder / 'teacher'}"]
+    words = [
+        *(word for word in SMALL if "steps" not in word),
+        "training.steps=4",
+        f"policy={folder / 'policy'}",
+        f"teacher={folder / 'teacher'}",
+    ]
     words += ["kd.beta=0.3", "kd.schedule=constant"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     launch += ["-m", "sanov.cli", "fit", "kdrl", str(folder / "prompts.jsonl"), *words, "--out", str(tmp_path / "two")]
@@ -201,7 +216,7 @@ def test_two_processes_are_one(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    "kd, message",
+    ("kd", "message"),
     [
         ({"estimator": "k1"}, r"k1 as a loss has zero expected gradient.*kd.combine=advantage"),
         ({"beta": -1}, r"kd.beta: the value is -1.*>= 0"),
@@ -218,7 +233,9 @@ def test_options_that_exclude_one_another(folder, kd, message):
 
 def test_a_coefficient_needs_a_teacher(folder, command):
     status, said = command("fit", "kdrl", folder / "prompts.jsonl", f"policy={folder / 'policy'}", *SMALL, "--out", "x")
-    assert status == 2 and "kd.beta > 0 needs a teacher" in said and not Path("x").exists()
+    assert status == 2
+    assert "kd.beta > 0 needs a teacher" in said
+    assert not Path("x").exists()
 
 
 def test_masks_need_binary_rewards(folder, tmp_path, monkeypatch):
@@ -254,7 +271,9 @@ def test_ends_that_differ_are_left_out_or_told():
         signal = kdrl.KdSignal(teacher, kdrl.Distillation(mask_eos=given), kdrl.Mixing(), steps=3)
         assert signal.begin(decoder(), TOKENIZER, PROMPTS, kdrl.Rollout())["mask_eos"] is masked
     signal = kdrl.KdSignal(teacher, kdrl.Distillation(mask_eos=False), kdrl.Mixing(), steps=3)
-    with pytest.warns(SanovWarning, match=r"the policy ends with the token 29 and the teacher with 30.*kd.mask_eos=true"):
+    with pytest.warns(
+        SanovWarning, match=r"the policy ends with the token 29 and the teacher with 30.*kd.mask_eos=true"
+    ):
         signal.begin(decoder(), TOKENIZER, PROMPTS, kdrl.Rollout())
 
 
@@ -271,8 +290,12 @@ def test_a_large_vocabulary_has_no_exact_divergence():
     class Large(type(TOKENIZER)):
         vocabulary = 50_000
 
-    signal = kdrl.KdSignal(LocalTeacher(decoder(1), Large()), kdrl.Distillation(estimator="exact"), kdrl.Mixing(), steps=3)
-    with pytest.raises(InputError, match=r"a vocabulary of 50000 needs up to 12,500 MiB.*at most 4096 tokens.*[Uu]se k2"):
+    signal = kdrl.KdSignal(
+        LocalTeacher(decoder(1), Large()), kdrl.Distillation(estimator="exact"), kdrl.Mixing(), steps=3
+    )
+    with pytest.raises(
+        InputError, match=r"a vocabulary of 50000 needs up to 12,500 MiB.*at most 4096 tokens.*[Uu]se k2"
+    ):
         signal.begin(decoder(), Large(), PROMPTS, kdrl.Rollout())
 
 
@@ -281,12 +304,14 @@ def test_a_teacher_that_rules_a_token_out_is_told(folder, monkeypatch):
         return torch.full((len(rows), rollouts.ids.shape[1]), -torch.inf)
 
     monkeypatch.setattr(LocalTeacher, "log_probs", never)
-    with pytest.raises(InputError, match=r"completion 1, position \d+: the teacher's log-probability of token \d+ is -inf"):
+    with pytest.raises(
+        InputError, match=r"completion 1, position \d+: the teacher's log-probability of token \d+ is -inf"
+    ):
         fitted(folder)
 
 
 @pytest.mark.parametrize(
-    "text, message",
+    ("text", "message"),
     [
         ("", r"has no rows"),
         ('{"question": "a1+1="}\n', r"prompt"),
@@ -298,8 +323,11 @@ def test_a_teacher_that_rules_a_token_out_is_told(folder, monkeypatch):
 def test_prompts_that_are_none(folder, tmp_path, text, message, command):
     (tmp_path / "p.jsonl").write_text(text)
     more = [] if '"answer"' not in text else ["rewards=exact"]
-    status, said = command("fit", "kdrl", "p.jsonl", f"policy={folder / 'policy'}", "kd.combine=grpo", *SMALL, *more, "--out", "x")
-    assert status == 2 and __import__("re").search(message, said), said
+    status, said = command(
+        "fit", "kdrl", "p.jsonl", f"policy={folder / 'policy'}", "kd.combine=grpo", *SMALL, *more, "--out", "x"
+    )
+    assert status == 2, said
+    assert re.search(message, said), said
     assert not Path("x/sanov.json").exists()
 
 
@@ -308,11 +336,14 @@ def test_folders_that_are_none(folder, tmp_path, command):
         words = [f"policy={folder / 'policy'}", f"teacher={folder / 'teacher'}"]
         words = [word for word in words if word.split("=")[0] != given.split("=")[0]]
         status, said = command("fit", "kdrl", folder / "prompts.jsonl", *words, given, *SMALL, "--out", "x")
-        assert status == 2 and str(tmp_path / "none") in said, said
+        assert (status, str(tmp_path / "none") in said) == (2, True), said
     status, said = command("apply", "kdrl", folder / "prompts.jsonl", "--fitted", folder / "policy", *SMALL)
-    assert status == 2 and "holds no finished policy" in said
+    assert status == 2
+    assert "holds no finished policy" in said
     status, said = command("apply", "kdrl", folder / "prompts.jsonl", *SMALL)
-    assert status == 2 and "there is no policy" in said and "sanov fit kdrl" in said
+    assert status == 2
+    assert "there is no policy" in said
+    assert "sanov fit kdrl" in said
 
 
 def test_a_folder_with_something_else_is_left_alone(folder, tmp_path):

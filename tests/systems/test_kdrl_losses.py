@@ -67,7 +67,7 @@ def kd_gradient(model, rollouts, found, *, grpo=None, step=0, budget=10**6):
 # -- estimators -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("estimator, expected", [("k2", REVERSE), ("k3_is", REVERSE), ("k3", FORWARD)])
+@pytest.mark.parametrize(("estimator", "expected"), [("k2", REVERSE), ("k3_is", REVERSE), ("k3", FORWARD)])
 def test_the_expected_gradient_of_each_estimator(estimator, expected):
     """Weighted by the probability of each of the three tokens."""
     logits = P.log().requires_grad_()
@@ -124,8 +124,10 @@ def test_masked_tokens_and_absurd_teachers_leave_no_nan():
     for estimator in ("k2", "k3", "k3_is"):
         values = distillation_values(log_p, log_q, mask, estimator)
         (found,) = torch.autograd.grad(values.sum(), log_p)
-        assert torch.isfinite(values).all() and torch.isfinite(found).all()
-        assert float(values[0, 0].detach()) == 0 and float(found[0, 0]) == 0
+        assert torch.isfinite(values).all()
+        assert torch.isfinite(found).all()
+        assert float(values[0, 0].detach()) == 0
+        assert float(found[0, 0]) == 0
 
 
 @pytest.mark.parametrize("estimator", ["k2", "k3", "k3_is", "exact"])
@@ -135,7 +137,8 @@ def test_a_teacher_that_is_the_student_teaches_nothing(estimator):
     teacher = LocalTeacher(Table(seed=1), TOKENIZER) if estimator == "exact" else Fixed(table)
     rollouts = rollouts_of(every)
     found, values = kd_gradient(table, rollouts, signal(teacher, estimator=estimator), grpo=Grpo(scale_rewards="none"))
-    assert values["kd"] == pytest.approx(0, abs=1e-15) and float(found.abs().max()) < 1e-15
+    assert values["kd"] == pytest.approx(0, abs=1e-15)
+    assert float(found.abs().max()) < 1e-15
 
 
 # -- the objective ----------------------------------------------------------------------------------------------------
@@ -199,7 +202,9 @@ def test_beta_zero_is_grpo_bitwise_and_nobody_is_asked():
 
     chosen, weights = completions()[:6], torch.linspace(-1, 1, 6, dtype=torch.float64)
     plain, _ = gradient(Table(), rollouts_of(chosen, advantages=weights))
-    with_kd, values = kd_gradient(Table(), rollouts_of(chosen, advantages=weights), signal(Never(), beta=0.0, beta_end=0.0))
+    with_kd, _values = kd_gradient(
+        Table(), rollouts_of(chosen, advantages=weights), signal(Never(), beta=0.0, beta_end=0.0)
+    )
     assert torch.equal(plain, with_kd)
 
 
@@ -213,7 +218,8 @@ def test_equal_rewards_leave_the_teacher_alone():
         rollouts_of(chosen, rewards=[1.0, 0.0] * 4, advantages=[1.0, -1.0] * 4),
         signal(teacher, mixing=Mixing(rl_weight=0.0)),
     )
-    assert torch.equal(equal, muted) and float(equal.norm()) > 0.01
+    assert torch.equal(equal, muted)
+    assert float(equal.norm()) > 0.01
 
 
 def test_masks_are_nested_and_empty_ones_are_zero():
@@ -222,8 +228,10 @@ def test_masks_are_nested_and_empty_ones_are_zero():
     every = distillation_mask("none", completion, rewards, 2)
     wrong = distillation_mask("response", completion, rewards, 2)
     failed = distillation_mask("group", completion, rewards, 2)
-    assert every.all() and wrong.any(1).tolist() == [False, True, True, True, False, True]
-    assert failed.any(1).tolist() == [False, False, True, True, False, False] and (failed <= wrong).all()
+    assert every.all()
+    assert wrong.any(1).tolist() == [False, True, True, True, False, True]
+    assert failed.any(1).tolist() == [False, False, True, True, False, False]
+    assert (failed <= wrong).all()
     last = torch.zeros_like(completion)
     last[:, 2] = True
     assert distillation_mask("none", completion, rewards, 2, last).sum() == 12
@@ -236,7 +244,8 @@ def test_masks_are_nested_and_empty_ones_are_zero():
             rollouts_of(chosen, rewards=right, group_size=2, advantages=weights),
             signal(Fixed(Table(seed=9)), mask=mask, denominator=denominator, group_size=2),
         )
-        assert torch.equal(plain, masked) and values["kd"] == 0
+        assert torch.equal(plain, masked)
+        assert values["kd"] == 0
         wrong, _ = kd_gradient(
             Table(),
             rollouts_of(chosen, rewards=[0.0] * 4, group_size=2, advantages=weights),
@@ -275,7 +284,7 @@ def sequence_gradient(table, teacher):
     return found.flatten()
 
 
-@pytest.mark.parametrize("discount, exact", [(1.0, True), (0.5, False), (0.0, False)])
+@pytest.mark.parametrize(("discount", "exact"), [(1.0, True), (0.5, False), (0.0, False)])
 def test_only_the_return_to_go_gives_the_divergence_of_whole_sequences(discount, exact):
     table, teacher, every = Table(seed=1), Table(seed=9), completions()
     probability = torch.stack([table.log_prob(text) for text in every]).exp().detach()
@@ -352,7 +361,8 @@ def test_the_schedule_of_the_paper():
 def test_a_schedule_falls_from_start_to_end(kind):
     beta = coefficient(kind, 0.2, 0.002, 100, share=0.5)
     values = [beta(step) for step in range(100)]
-    assert values[0] == pytest.approx(0.2) and values[50:] == [pytest.approx(0.002)] * 50
+    assert values[0] == pytest.approx(0.2)
+    assert values[50:] == [pytest.approx(0.002)] * 50
     assert all(a >= b for a, b in itertools.pairwise(values))
     half = {"linear": 0.101, "cosine": 0.101, "exponential": 0.02}[kind]
     assert values[25] == pytest.approx(half)
@@ -381,7 +391,8 @@ def test_ways_that_are_one_another():
     torch.testing.assert_close(of("srpo", rewards=[1.0] * 4), grpo, **close)
     torch.testing.assert_close(of("rlsd", mixing=Mixing(rlsd_lambda=0.0)), grpo, **close)
     torch.testing.assert_close(of("trrd", mixing=Mixing(trrd_alpha=1.0)), grpo, **close)
-    assert float((of("rlsd") - grpo).norm()) > 1e-3 and float((of("trrd") - grpo).norm()) > 1e-3
+    assert float((of("rlsd") - grpo).norm()) > 1e-3
+    assert float((of("trrd") - grpo).norm()) > 1e-3
     torch.testing.assert_close(of("opd_then_rl", mixing=Mixing(opd_steps=3), step=2), of("opd"), **close)
     torch.testing.assert_close(of("opd_then_rl", mixing=Mixing(opd_steps=3), step=3), grpo, **close)
 
@@ -425,7 +436,8 @@ def test_a_foreign_end_is_left_out_and_would_dominate():
     with_mask = kd_gradient(Table(), rollouts, found)
     teacher[:, 3] = -7.0  # whatever stands there
     again = kd_gradient(Table(), rollouts_of(every), found)
-    assert torch.equal(with_mask[0], again[0]) and with_mask[1]["kd"] == again[1]["kd"]
+    assert torch.equal(with_mask[0], again[0])
+    assert with_mask[1]["kd"] == again[1]["kd"]
     teacher[:, 3] = -40.0
     without = kd_gradient(Table(), rollouts_of(every), signal(Fixed(teacher)))
     assert without[1]["kd"] > 100 * with_mask[1]["kd"]

@@ -57,9 +57,7 @@ def read(sources: Sequence[Any], config: Config) -> Tasks:
     return policies.read(sources, config.rewards, needed=False)
 
 
-def fit(
-    data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = None, resume: bool = False
-) -> Fitted:
+def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = None, resume: bool = False) -> Fitted:
     """Train a policy on written solutions.
 
     Parameters

@@ -172,8 +172,14 @@ SMOKE = {
     "limit": 12,
     "rows": {"train": 256, "validation": 20, "test": 20},
     "samples": {"validation": 1, "test": 2},
-    "teacher": {"shape": {**TINY, "width": 32}, "steps": 30, "every": 30, "batch_size": 32, "learning_rate": 3e-3, "judged": 10, "until": 90.0, "limit": 12},
-    "student": {"shape": TINY, "steps": 10, "every": 10, "batch_size": 32, "learning_rate": 3e-3, "judged": 10, "until": 25.0, "limit": 12},
+    "teacher": {
+        "shape": {**TINY, "width": 32}, "steps": 30, "every": 30, "batch_size": 32, "learning_rate": 3e-3,
+        "judged": 10, "until": 90.0, "limit": 12,
+    },
+    "student": {
+        "shape": TINY, "steps": 10, "every": 10, "batch_size": 32, "learning_rate": 3e-3,
+        "judged": 10, "until": 25.0, "limit": 12,
+    },
 }  # fmt: skip
 PAPER = {
     "trials": 5,
@@ -186,11 +192,13 @@ PAPER = {
     "samples": {"validation": 4, "test": 8},
     "teacher": {
         "shape": {"width": 256, "layers": 6, "heads": 4, "mlp": 768, "context": 96},
-        "steps": 2400, "every": 100, "batch_size": 64, "learning_rate": 1e-3, "judged": 200, "until": 95.0, "limit": 32,
+        "steps": 2400, "every": 100, "batch_size": 64, "learning_rate": 1e-3, "judged": 200,
+        "until": 95.0, "limit": 32,
     },
     "student": {
         "shape": {"width": 128, "layers": 4, "heads": 4, "mlp": 384, "context": 96},
-        "steps": 1500, "every": 25, "batch_size": 64, "learning_rate": 2e-3, "judged": 200, "until": 20.0, "limit": 32,
+        "steps": 1500, "every": 25, "batch_size": 64, "learning_rate": 2e-3, "judged": 200,
+        "until": 20.0, "limit": 32,
     },
 }  # fmt: skip
 
@@ -204,7 +212,7 @@ CLAIM = Claim(
     parts=parts(tuple(starts.FAMILIES)),
     presets={
         "smoke": Preset(
-            _cells(("sums",), 1),  # type: ignore[arg-type]
+            _cells(("sums",), 1),
             seeds=2,
             scale="Chain sums alone, nets of a few thousand weights, 4 updates, 1 trial an arm.",
             settings=SMOKE,
@@ -212,12 +220,12 @@ CLAIM = Claim(
             extras="demo",
         ),
         "paper": Preset(
-            _cells(tuple(starts.FAMILIES), 5),  # type: ignore[arg-type]
+            _cells(tuple(starts.FAMILIES), 5),
             seeds=5,
             scale=(
-                "Two families of generated tasks, a teacher of 5.1 million weights (one for each family) and students of 0.86 "
-                "million (one for each seed), 64 completions a step, 120 updates, 5 trials an arm on a seed kept apart, 500 "
-                "test prompts with 8 completions each. The paper trains a student of 1.5 billion weights for about 280 updates."
+                "Two families of generated tasks, a teacher of 5.1 million weights (one for each family) and students of "
+                "0.86 million (one for each seed), 64 completions a step, 120 updates, 5 trials an arm on a seed kept apart, "
+                "500 test prompts with 8 completions each. The paper trains 1.5 billion weights for about 280 updates."
             ),
             settings=PAPER,
             extras="torch",

@@ -49,7 +49,7 @@ def _beats(families: Sequence[str], arm: str = "kdrl") -> Effect:
 
 
 def _gates(families: Sequence[str]) -> Any:
-    """Return the reason why the starts say nothing: a student that is never or always right, or a teacher that is not able."""
+    """Return the reason why the starts say nothing: a student never or always right, or a teacher that is not able."""
 
     def reason(records: Sequence[Record]) -> str | None:
         for family in families:
@@ -81,7 +81,10 @@ def _to_reach(families: Sequence[str], arm: str, other: str) -> Effect:
 
 def _gap(first: Mapping[str, Any], second: Mapping[str, Any]) -> float:
     target = min(max(first["reward_curve"]), max(second["reward_curve"]))
-    at = [next(t for r, t in zip(v["reward_curve"], v["token_curve"], strict=True) if r >= target) for v in (first, second)]
+    at = [
+        next(t for r, t in zip(v["reward_curve"], v["token_curve"], strict=True) if r >= target)
+        for v in (first, second)
+    ]
     return float((at[0] - at[1]) / 1000)
 
 
@@ -150,9 +153,9 @@ def figures(records: Sequence[Record], judged: Sequence[PartResult]) -> dict[str
         for arm, label in ARMS.items()
         if arm != "grpo" and (found := interval(difference(arm, "grpo", (family,))(records)))
     ]
-    found: dict[str, dict[str, Any]] = {}
+    shown: dict[str, dict[str, Any]] = {}
     if rows:
-        found["Test accuracy minus that of GRPO"] = interval_figure(rows, "arm", "family", list(ARMS.values()))
+        shown["Test accuracy minus that of GRPO"] = interval_figure(rows, "arm", "family", list(ARMS.values()))
     curves = [
         {"family": FAMILIES[str(r.cell.key["data"])], "arm": ARMS[str(r.cell.key["arm"])], "tokens": t, "reward": reward,
          "seed": r.cell.key["seed"]}
@@ -160,8 +163,8 @@ def figures(records: Sequence[Record], judged: Sequence[PartResult]) -> dict[str
         for t, reward in zip(r.values.get("token_curve", ()), r.values.get("reward_curve", ()), strict=True)
     ]  # fmt: skip
     if curves:
-        found["Reward of the completions in training"] = _curves(curves)
-    return found
+        shown["Reward of the completions in training"] = _curves(curves)
+    return shown
 
 
 def _curves(rows: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -131,7 +131,9 @@ def parts(families: Sequence[str]) -> list[Part]:
         effect = _between(f"weighted_{size}", f"majority_{size}", families, "laser_mse")
         statement = f"A vote of {size} weighted by the score is right more often than the majority (97.5 % interval)."
         found.append(
-            Part(_vote(size), statement, effect, interval=_bonferroni(effect), required=False, sanity=gates, unit=points)
+            Part(
+                _vote(size), statement, effect, interval=_bonferroni(effect), required=False, sanity=gates, unit=points
+            )
         )
     permuted = _value("auroc", families, "permuted")
     found.append(
@@ -144,7 +146,9 @@ def parts(families: Sequence[str]) -> list[Part]:
         found.append(Part(name, "It does not help to vote.", effect, "not_above", unit=points))
     alone = difference("score_alone", "grpo", families)
     name = "control: score alone - GRPO"
-    found.append(Part(name, "The score as the only reward gives no gain.", alone, "not_above", required=False, unit=points))
+    found.append(
+        Part(name, "The score as the only reward gives no gain.", alone, "not_above", required=False, unit=points)
+    )
     swa = difference("laser", "laser_mse", families)
     reported = [
         ("LaSeR - LaSeR, loss alone", swa, points),
@@ -205,14 +209,14 @@ def figures(records: Sequence[Record], judged: Sequence[PartResult]) -> dict[str
         for size in VOTES
         if (found := interval(_between(f"weighted_{size}", f"majority_{size}", (family,), arm)(records)))
     ]
-    found: dict[str, dict[str, Any]] = {}
+    shown: dict[str, dict[str, Any]] = {}
     if rows:
         figure = interval_figure(rows, "measure", "family", list(fields))
-        found["AUROC of measures of confidence"] = _titled(figure, "AUROC")
+        shown["AUROC of measures of confidence"] = _titled(figure, "AUROC")
     if votes:
-        order = list(dict.fromkeys(row["vote"] for row in votes))
-        found["Weighted vote minus majority"] = interval_figure(votes, "vote", "family", order)
-    return found
+        order = list(dict.fromkeys(str(row["vote"]) for row in votes))
+        shown["Weighted vote minus majority"] = interval_figure(votes, "vote", "family", order)
+    return shown
 
 
 def _titled(figure: dict[str, Any], title: str) -> dict[str, Any]:

@@ -23,7 +23,19 @@ if TYPE_CHECKING:
     from sanov.data.rewards import Rewards
     from sanov.nets.transformer import Decoder
 
-__all__ = ["FAMILIES", "SIZES", "TOKENIZER", "accuracy", "digests", "load", "make_student", "make_teacher", "rewards", "table", "untrained"]
+__all__ = [
+    "FAMILIES",
+    "SIZES",
+    "TOKENIZER",
+    "accuracy",
+    "digests",
+    "load",
+    "make_student",
+    "make_teacher",
+    "rewards",
+    "table",
+    "untrained",
+]
 
 FAMILIES = {"sums": "chain sums", "modular": "modular arithmetic"}
 SIZES: dict[str, dict[str, Any]] = {
@@ -56,13 +68,13 @@ def digests(counts: Mapping[str, int]) -> dict[str, str]:
     }
 
 
-def _decoder(shape: Mapping[str, int], seed: int) -> Decoder:
+def _decoder(shape: Mapping[str, Any], seed: int) -> Decoder:
     from sanov.nets.transformer import Decoder, Shape
 
     return Decoder(Shape(TOKENIZER.vocabulary, **shape), seed=seed)
 
 
-def untrained(shape: Mapping[str, int]) -> Decoder:
+def untrained(shape: Mapping[str, Any]) -> Decoder:
     """Return a model that was never taught."""
     return _decoder(shape, TEACHER_SEED)
 
@@ -84,7 +96,10 @@ def _taught(
     from sanov.nets.causal import save_model
 
     model = _decoder(how["shape"], seed)
-    rows, judge_by = table(family, "train", settings["rows"]["train"]), table(family, "validation", settings["rows"]["validation"])
+    rows, judge_by = (
+        table(family, "train", settings["rows"]["train"]),
+        table(family, "validation", settings["rows"]["validation"]),
+    )
     judge_by = judge_by.take(range(min(how["judged"], len(judge_by))))
 
     def evaluate(policy: Any, done: int) -> dict[str, float]:

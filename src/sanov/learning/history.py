@@ -62,7 +62,7 @@ class History:
         return own | self.reports.get(len(self), {})
 
     def to_frame(self) -> pl.DataFrame:
-        """One row a step: ``step``, ``loss``, ``loss_COMPONENT`` ..., ``grad_norm``, reports, and what was evaluated after it."""
+        """One row a step: ``step``, ``loss``, ``loss_COMPONENT`` ..., ``grad_norm``, reports, and evaluations after it."""
         columns: dict[str, Any] = {"step": self.steps, "loss": self.totals}
         columns |= {f"loss_{name}": values for name, values in self.losses.items()}
         columns["grad_norm"] = self.grad_norms

@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from sanov.core.errors import InputError
 from sanov.data.prompts import Prompts
+from sanov.learning.parallel import Parallel
 from sanov.learning.rollouts import Tokenizer, context_of
 from sanov.learning.schedules import Kind, schedule
-from sanov.learning.training import History, Parallel, micro_batches, shuffled, train
+from sanov.learning.training import History, micro_batches, shuffled, train
 from sanov.nets.reads import Read
 
 __all__ = ["imitate"]
@@ -81,9 +82,7 @@ def imitate(
         model,
         batches,
         _loss,
-        optimizer=lambda weights: torch.optim.AdamW(
-            weights, lr=learning_rate, weight_decay=weight_decay, foreach=True
-        ),
+        optimizer=lambda weights: torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, foreach=True),
         steps=steps,
         schedule=schedule(rate, steps, warmup),
         clip_norm=clip_norm,
@@ -98,9 +97,7 @@ def imitate(
     )
 
 
-def _written(
-    prompts: Prompts, tokenizer: Tokenizer, column: str, context: int
-) -> tuple[list[list[int]], np.ndarray]:
+def _written(prompts: Prompts, tokenizer: Tokenizer, column: str, context: int) -> tuple[list[list[int]], np.ndarray]:
     if column not in prompts.columns:
         found = f"there is no column {column!r}"
         raise InputError(found, where=prompts.name, expected=", ".join(sorted(prompts.columns)) or "a column of texts")

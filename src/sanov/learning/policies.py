@@ -27,7 +27,7 @@ from sanov.data.rewards import Rewards, load
 from sanov.learning.checkpoints import refuse_unfinished
 from sanov.learning.history import History
 from sanov.learning.imitation import imitate
-from sanov.learning.policy import Grpo, Optimisation, Signal
+from sanov.learning.policy import Signal
 from sanov.learning.policy import fit as fit_policy
 from sanov.learning.processes import every_process, place
 from sanov.learning.rollouts import Rollout, Tokenizer, context_of, encoded
@@ -94,7 +94,9 @@ class Tasks:
     rewards: Rewards | None
 
 
-def read(sources: Sequence[Any], rewards: Sequence[str], weights: Sequence[float] = (), *, needed: bool = True) -> Tasks:
+def read(
+    sources: Sequence[Any], rewards: Sequence[str], weights: Sequence[float] = (), *, needed: bool = True
+) -> Tasks:
     """Read prompts, and find the reward functions.
 
     Parameters
@@ -679,9 +681,8 @@ def answer(
         effect = paired_effect(by_prompt)
         values["mean_reward_low"], values["mean_reward_high"] = effect.low, effect.high
         text += f" [{effect.low:.3f}, {effect.high:.3f}] (95 % interval over {len(by_prompt)} prompts)"
-    prompt_table = pl.DataFrame({
-        "prompt": prompts,
-        "mean_reward": np.where(judged_rows, np.nan_to_num(np.nanmean(np.where(judged_rows[:, None], found.rewards, 0.0), axis=1)), np.nan),
-        "mean_tokens": found.lengths.mean(axis=1),
-    }).with_columns(pl.col("mean_reward").fill_nan(None))  # fmt: skip
+    means = np.full(len(prompts), np.nan)
+    means[judged_rows] = by_prompt
+    columns = {"prompt": prompts, "mean_reward": means, "mean_tokens": found.lengths.mean(axis=1)}
+    prompt_table = pl.DataFrame(columns).with_columns(pl.col("mean_reward").fill_nan(None))
     return Answer(system, f"{text}.", values, {"Completions": table, "Prompts": prompt_table})

@@ -32,6 +32,7 @@ from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import Options, option
 from sanov.data.prompts import Prompts
 from sanov.data.rewards import Rewards
+from sanov.learning.parallel import Parallel
 from sanov.learning.processes import every_process, place
 from sanov.learning.rollouts import (
     Rollout,
@@ -45,7 +46,7 @@ from sanov.learning.rollouts import (
     local_sampler,
 )
 from sanov.learning.schedules import Kind, schedule
-from sanov.learning.training import History, Parallel, shuffled, train
+from sanov.learning.training import History, shuffled, train
 from sanov.nets.reads import Read
 
 __all__ = ["Advantages", "Grpo", "Optimisation", "Signal", "Step", "advantages_of", "fit", "packed", "sums"]
@@ -195,9 +196,7 @@ class Step:
         )
 
 
-def advantages_of(
-    rewards: Float[Tensor, " rows"], group_size: int, grpo: Grpo
-) -> Float[Tensor, " rows"]:
+def advantages_of(rewards: Float[Tensor, " rows"], group_size: int, grpo: Grpo) -> Float[Tensor, " rows"]:
     """Group-relative advantages of rewards; rows to which no reward applied (NaN) have none, and do not count.
 
     Parameters
@@ -358,9 +357,7 @@ def _surrogate(found: Advantages, weights: Float[Tensor, "rows tokens"], grpo: G
 STEP = ("ids", "real", "completion", "last", "before", "finished", "rewards", "tokens", "rows", "step")
 
 
-def packed(
-    rollouts: Rollouts, signals: Sequence[Signal], grpo: Grpo, budget: int, step: int
-) -> list[dict[str, Any]]:
+def packed(rollouts: Rollouts, signals: Sequence[Signal], grpo: Grpo, budget: int, step: int) -> list[dict[str, Any]]:
     """Divide completions into micro-batches of like length, without the rows that have nothing to learn from.
 
     Those still count: the sums are divided by the tokens, or rows, of all.
@@ -438,7 +435,9 @@ def _batch(rollouts: Rollouts, rows: Tensor, weights: Tensor, advantages: Tensor
         "tokens": {name: values[rows, :width] for name, values in rollouts.tokens.items()},
         "rows": {name: values[rows] for name, values in rollouts.rows.items()},
         "weights": weights[rows, :width],
-        "advantages": advantages[rows, :width].expand(-1, width) if advantages.shape[1] == 1 else advantages[rows, :width],
+        "advantages": advantages[rows, :width].expand(-1, width)
+        if advantages.shape[1] == 1
+        else advantages[rows, :width],
         "log_old": rollouts.log_probs[rows, :width],
         "step": step,
     }
@@ -510,7 +509,16 @@ def fit(
     for signal in signals:
         noted |= signal.begin(policy, tokenizer, prompts, rollouts)
     feed = _Feed(
-        prompts, tokenizer, rewards, context_of(policy), signals, rollouts, grpo, training.micro_batch_tokens, sampler, seed
+        prompts,
+        tokenizer,
+        rewards,
+        context_of(policy),
+        signals,
+        rollouts,
+        grpo,
+        training.micro_batch_tokens,
+        sampler,
+        seed,
     )
     history = train(
         policy,

@@ -53,10 +53,21 @@ class Rollout(Options):
 class Tokenizer(Protocol):
     """What is asked of a tokenizer: `data.tokens.CharTokenizer`, or `nets.vocabulary.Vocabulary` for Hugging Face's."""
 
-    eos: int
-    pad: int
-    bos: int | None
-    vocabulary: int
+    @property
+    def eos(self) -> int:
+        """The token that ends a text."""
+
+    @property
+    def pad(self) -> int:
+        """The token that fills rows."""
+
+    @property
+    def bos(self) -> int | None:
+        """The token that a text begins with; None for none, or where `encode` puts it."""
+
+    @property
+    def vocabulary(self) -> int:
+        """Number of tokens."""
 
     def encode(self, text: Any) -> list[int]:
         """Return the tokens of a prompt: a text, or a list of chat messages where there is a template."""

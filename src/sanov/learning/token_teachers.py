@@ -28,7 +28,9 @@ TOGETHER = 4096  # tokens of a forward pass
 class TokenTeacher(Protocol):
     """What is asked of a teacher."""
 
-    tokenizer: Tokenizer | None
+    @property
+    def tokenizer(self) -> Tokenizer | None:
+        """What its tokens are; None where it does not say."""
 
     def log_probs(
         self, rollouts: Rollouts, rows: Int[Tensor, " some"], temperature: float
@@ -93,7 +95,11 @@ class LocalTeacher:
             completion = rollouts.completion[chosen, :width].to(device)
             before = torch.nn.functional.pad(completion[:, 1:], (0, 1))
             read = Read(before, None if logits else ids[completion], 1.0 if logits else temperature)
-            yield part, completion, self.model(ids, rollouts.real[chosen, :width].to(device), {"teacher": read})["teacher"]
+            yield (
+                part,
+                completion,
+                self.model(ids, rollouts.real[chosen, :width].to(device), {"teacher": read})["teacher"],
+            )
 
 
 class RecordedTeacher:
@@ -125,7 +131,9 @@ class RecordedTeacher:
             with closing(self._open()) as store, store:
                 store.execute("CREATE TABLE IF NOT EXISTS log_probs (row BLOB PRIMARY KEY, found BLOB)")
         except sqlite3.Error as error:
-            raise InputError(f"cannot be read ({error})", where=str(path), expected="recorded log-probabilities") from None
+            raise InputError(
+                f"cannot be read ({error})", where=str(path), expected="recorded log-probabilities"
+            ) from None
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)
@@ -143,7 +151,9 @@ class RecordedTeacher:
         keys = [_key(rollouts, int(row), temperature) for row in rows]
         found = torch.zeros((len(rows), rollouts.ids.shape[1]))
         with closing(self._open()) as store:
-            missing = [place for place, key in enumerate(keys) if not self._take(store, key, rollouts, rows, place, found)]
+            missing = [
+                place for place, key in enumerate(keys) if not self._take(store, key, rollouts, rows, place, found)
+            ]
             if missing:
                 self._ask(store, keys, rollouts, rows, missing, temperature, found)
         return found.to(rollouts.ids.device)
@@ -169,7 +179,8 @@ class RecordedTeacher:
         found: Tensor,
     ) -> None:
         if self.teacher is None:
-            text = f"{len(missing)} of {len(keys)} completions are not recorded (the first: {rollouts.texts[int(rows[missing[0]])]!r})"
+            first = rollouts.texts[int(rows[missing[0]])]
+            text = f"{len(missing)} of {len(keys)} completions are not recorded (the first: {first!r})"
             raise InputError(text, where=str(self.path), fix="give a teacher too: it is asked, and recorded")
         values = self.teacher.log_probs(rollouts, rows[torch.tensor(missing)], temperature).cpu()
         with store:
@@ -232,4 +243,3 @@ def check_tokenizers(policy: Tokenizer, teacher: Tokenizer) -> None:
     if len(ours) != len(theirs):
         found = f"the policy's tokenizer has {len(ours)} tokens and the teacher's {len(theirs)}"
         raise InputError(found, where="the tokenizers", expected="the same token ids")
-

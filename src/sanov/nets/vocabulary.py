@@ -55,7 +55,9 @@ class Vocabulary:
         if self.tokenizer.chat_template is None:
             fix = "give prompts as text, or a tokenizer with a chat template"
             raise InputError("the prompts are chats, and the tokenizer has no template", where=self.name, fix=fix)
-        found = self.tokenizer.apply_chat_template(list(text), add_generation_prompt=True, tokenize=True, return_dict=True)
+        found = self.tokenizer.apply_chat_template(
+            list(text), add_generation_prompt=True, tokenize=True, return_dict=True
+        )
         return list(found["input_ids"])
 
     def continued(self, text: str) -> list[int]:

@@ -98,9 +98,7 @@ def read(sources: Sequence[Any], config: Config) -> Tasks:
     return policies.read(sources, config.rewards, needed=False)
 
 
-def fit(
-    data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = None, resume: bool = False
-) -> Fitted:
+def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = None, resume: bool = False) -> Fitted:
     """Train a policy from a teacher and a verifier at once.
 
     Parameters
@@ -126,7 +124,14 @@ def fit(
     policies.begin(out, data, config, seed, resume)
     kept = None if out is None else Path(out) / policies.START
     opened = policies.open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept)
-    how: dict[str, Any] = {"system": "kdrl", "config": config, "opened": opened, "seed": seed, "out": out, "resume": resume}
+    how: dict[str, Any] = {
+        "system": "kdrl",
+        "config": config,
+        "opened": opened,
+        "seed": seed,
+        "out": out,
+        "resume": resume,
+    }
     if config.kd.combine == "sft":
         return policies.imitated(data, **how)
     signals = [] if config.kd.combine == "grpo" else [signal]

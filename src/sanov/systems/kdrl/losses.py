@@ -110,7 +110,9 @@ def refuse_k1(estimator: Estimator) -> None:
 
 
 def exact_values(
-    logits: Float[Tensor, "places vocabulary"], log_teacher: Float[Tensor, "places vocabulary"], temperature: float = 1.0
+    logits: Float[Tensor, "places vocabulary"],
+    log_teacher: Float[Tensor, "places vocabulary"],
+    temperature: float = 1.0,
 ) -> Float[Tensor, " places"]:
     """Reverse KL of each place, over the whole vocabulary.
 
@@ -204,9 +206,7 @@ def coefficient(
     return beta
 
 
-def return_to_go(
-    rewards: Float[Tensor, "rows tokens"], discount: float
-) -> Float[Tensor, "rows tokens"]:
+def return_to_go(rewards: Float[Tensor, "rows tokens"], discount: float) -> Float[Tensor, "rows tokens"]:
     """Sum of each token's and all later rewards, those s tokens later times discount^s.
 
     Parameters

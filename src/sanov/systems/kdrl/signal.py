@@ -129,7 +129,9 @@ class KdSignal(Signal):
                 raise InputError(f"the teacher would be trained too: {', '.join(shared[:3])}", where="teacher", fix=fix)
         if self.kd.estimator == "exact" and tokenizer.vocabulary > LARGEST_EXACT:
             size = options.prompts_per_step * options.group_size * (options.max_completion_length or 512)
-            found = f"a vocabulary of {tokenizer.vocabulary} needs up to {size * tokenizer.vocabulary * 4 / 2**20:,.0f} MiB"
+            found = (
+                f"a vocabulary of {tokenizer.vocabulary} needs up to {size * tokenizer.vocabulary * 4 / 2**20:,.0f} MiB"
+            )
             raise InputError(found, where="kd.estimator", expected=f"at most {LARGEST_EXACT} tokens", fix="use k2")
         return {"mask_eos": self.mask_eos}
 
@@ -140,7 +142,9 @@ class KdSignal(Signal):
             self.mask_eos = True
         elif not self.kd.mask_eos:
             text = f"the policy ends with the token {ours} and the teacher with {theirs}: the policy's EOS will look"
-            warnings.warn(f"{text} wrong to the teacher at every end; kd.mask_eos=true leaves it out", SanovWarning, stacklevel=4)
+            warnings.warn(
+                f"{text} wrong to the teacher at every end; kd.mask_eos=true leaves it out", SanovWarning, stacklevel=4
+            )
 
     # -- before the update --------------------------------------------------------------------------------------------
 
@@ -289,7 +293,7 @@ class KdSignal(Signal):
             return {}
         return {KD: (self._values(found, reads, batch).sum(), self.beta(batch.step))}
 
-    def _values(self, found: Advantages, reads: Mapping[str, Tensor], batch: Step) -> Float[Tensor, "..."]:
+    def _values(self, found: Advantages, reads: Mapping[str, Tensor], batch: Step) -> Float[Tensor, ...]:
         mask = batch.tokens["kd_mask"]
         if self.kd.estimator == "exact":
             if KD not in reads:
@@ -311,7 +315,9 @@ def _check(kd: Distillation, teacher: TokenTeacher | None) -> None:
         refuse_k1(kd.estimator)
     if kd.beta_end > kd.beta and kd.schedule != "constant":
         found = f"it is {kd.beta_end}, above kd.beta = {kd.beta}"
-        raise InputError(found, where="kd.beta_end", expected="at most kd.beta", fix="kd.schedule=constant, or lower it")
+        raise InputError(
+            found, where="kd.beta_end", expected="at most kd.beta", fix="kd.schedule=constant, or lower it"
+        )
     if kd.beta_decay is not None and kd.anneal_share is not None:
         raise InputError("kd.beta_decay and kd.anneal_share are both given", where="kd", fix="set one of the two")
     if kd.beta_decay is not None and kd.schedule != "linear":
@@ -322,7 +328,13 @@ def _check(kd: Distillation, teacher: TokenTeacher | None) -> None:
         raise InputError(found, where="kd.discount", expected="0", fix=fix)
     if kd.denominator == "masked_tokens" and kd.combine != "loss":
         raise InputError(f"combine={kd.combine} has no sum of its own", where="kd.denominator", expected="all_tokens")
-    needs = kd.combine not in ("grpo", "sft") and not (kd.combine in ("loss", "advantage", "reward", "hdpo") and kd.beta == 0)
+    needs = kd.combine not in ("grpo", "sft") and not (
+        kd.combine in ("loss", "advantage", "reward", "hdpo") and kd.beta == 0
+    )
     if needs and teacher is None:
         fix = "teacher=DIR, teacher=URL, or kd.combine=grpo"
-        raise InputError("kd.beta > 0 needs a teacher" if kd.beta > 0 else f"combine={kd.combine} needs a teacher", where="teacher", fix=fix)
+        raise InputError(
+            "kd.beta > 0 needs a teacher" if kd.beta > 0 else f"combine={kd.combine} needs a teacher",
+            where="teacher",
+            fix=fix,
+        )
