@@ -23,7 +23,20 @@ from sanov.learning.policies import Evaluation, Fitted, Start, Tasks
 from sanov.learning.policy import Optimisation
 from sanov.learning.rollouts import Rollout
 
-__all__ = ["Config", "Fitted", "apply", "fit", "read"]
+__all__ = ["Blank", "Config", "Fitted", "Imitation", "apply", "fit", "read"]
+
+
+class Blank(Start):
+    """The small network that is made where no folder is given: it knows nothing yet."""
+
+    steps: int = option(0, "Steps of imitation before those of `training`.", source="choice", ge=0)
+
+
+class Imitation(Optimisation):
+    """How a policy is trained to imitate."""
+
+    steps: int = option(600, "Number of updates.", source="choice", ge=1)
+    learning_rate: float = option(1e-3, "Of AdamW.", source="choice", gt=0)
 
 
 class Config(Options):
@@ -34,9 +47,9 @@ class Config(Options):
         (), "Reward functions: built in, or module:function; none for what the columns allow.", source="choice"
     )
     rollouts: Rollout = Rollout()
-    training: Optimisation = Optimisation(steps=600, learning_rate=1e-3)
+    training: Imitation = Imitation()
     evaluation: Evaluation = Evaluation()
-    start: Start = Start(steps=0)
+    start: Blank = Blank()
 
 
 def read(sources: Sequence[Any], config: Config) -> Tasks:

@@ -40,11 +40,7 @@ def _cells(families: Sequence[str], trials: int) -> Callable[[Sequence[int]], li
 
     def cells(seeds: Sequence[int]) -> list[Cell]:
         found = [Cell("shared", {"data": family, "model": "teacher"}) for family in families]
-        found += [
-            Cell("shared", {"data": family, "model": "student", "seed": seed})
-            for family in families
-            for seed in (starts.SEEDS_APART, *seeds)
-        ]
+        found += list(starts.student_cells(families, seeds))
         found += [
             Cell("tune", {"data": family, "arm": arm, "trial": trial})
             for family in families
@@ -69,7 +65,7 @@ def _run(cell: Cell, context: Context, folder: Path) -> Mapping[str, Any]:
     if cell.stage == "shared":
         if cell.key["model"] == "teacher":
             return starts.make_teacher(family, settings, folder)
-        return starts.make_student(family, int(cell.key["seed"]), settings, folder)
+        return starts.make_student(family, int(cell.key.get("seed", starts.SEEDS_APART)), settings, folder)
     arm = str(cell.key["arm"])
     if cell.stage == "tune":
         chosen = draw(int(cell.key["trial"]), settings["trials"], RANGES)
@@ -104,7 +100,7 @@ def _trained(
     from sanov.learning.rollouts import Rollout
 
     settings = context.settings
-    _, folder = context.shared(data=family, model="student", seed=seed)
+    folder = starts.student_folder(context, family, seed)
     student = starts.load(folder)
     rows = starts.table(family, "train", settings["rows"]["train"])
     if arm == "sft":

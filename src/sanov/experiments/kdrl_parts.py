@@ -129,10 +129,9 @@ def parts(families: Sequence[str]) -> list[Part]:
         name = f"{ARMS[arm]} - {ARMS[other]}"
         effect = difference(arm, other, families)
         found.append(Part(name, f"{name}: test accuracy.", effect, "reported", required=False, unit=points))
-    if len(families) > 1:
-        for family in families:
-            name = f"KDRL - better baseline, {FAMILIES[family]}"
-            found.append(Part(name, f"{name}.", _beats((family,)), "reported", required=False, unit=points))
+    for family in FAMILIES:
+        name = f"KDRL - better baseline, {FAMILIES[family]}"
+        found.append(Part(name, f"{name}.", _beats((family,)), "reported", required=False, unit=points))
     for arm, other in (("kdrl", "grpo"), ("kdrl", "opd"), ("mask_response", "kdrl")):
         name = f"length: {ARMS[arm]} - {ARMS[other]}"
         effect = difference(arm, other, families, "length")

@@ -40,11 +40,7 @@ def _cells(families: Sequence[str], trials: int) -> Callable[[Sequence[int]], li
     """A student for each family and seed, trials, and every arm on every seed."""
 
     def cells(seeds: Sequence[int]) -> list[Cell]:
-        found = [
-            Cell("shared", {"data": family, "model": "student", "seed": seed})
-            for family in families
-            for seed in (starts.SEEDS_APART, *seeds)
-        ]
+        found = list(starts.student_cells(families, seeds))
         found += [
             Cell("tune", {"data": family, "arm": arm, "trial": trial})
             for family in families
@@ -67,7 +63,7 @@ def _run(cell: Cell, context: Context, folder: Path) -> Mapping[str, Any]:
     torch.set_num_threads(1)
     family, settings = str(cell.key["data"]), context.settings
     if cell.stage == "shared":
-        return starts.make_student(family, int(cell.key["seed"]), settings, folder)
+        return starts.make_student(family, int(cell.key.get("seed", starts.SEEDS_APART)), settings, folder)
     arm = str(cell.key["arm"])
     if cell.stage == "tune":
         chosen = draw(int(cell.key["trial"]), settings["trials"], RANGES)
@@ -101,7 +97,7 @@ def _trained(
     from sanov.systems.laser.signal import SelfReward, SelfRewardSignal, permuted_labels
 
     settings = context.settings
-    _, folder = context.shared(data=family, model="student", seed=seed)
+    folder = starts.student_folder(context, family, seed)
     student = starts.load(folder)
     own = {"alpha": 0.0, "tau": 0.0} if arm == "grpo" else {"alpha": chosen["alpha"], **SELF[arm]}
     own = {"warmup_steps": settings["warmup"], "reference": "constant", **own}

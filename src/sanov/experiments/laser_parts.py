@@ -165,10 +165,9 @@ def parts(families: Sequence[str]) -> list[Part]:
     ]  # fmt: skip
     for name, effect, unit in reported:
         found.append(Part(name, f"{name}.", effect, "reported", required=False, unit=unit))
-    if len(families) > 1:
-        for family in families:
-            name = f"{AUROC}, {FAMILIES[family]}"
-            found.append(Part(name, f"{name}.", _gain((family,)), "reported", required=False, unit="AUROC"))
+    for family in FAMILIES:
+        name = f"{AUROC}, {FAMILIES[family]}"
+        found.append(Part(name, f"{name}.", _gain((family,)), "reported", required=False, unit="AUROC"))
     return found
 
 

@@ -8,12 +8,13 @@ sixth of its size stops where it is right now and then, so that there is somethi
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from sanov.claims import Cell, Context
 from sanov.core import files
 from sanov.data.tasks import named
 from sanov.data.tokens import CharTokenizer
@@ -33,6 +34,8 @@ __all__ = [
     "make_student",
     "make_teacher",
     "rewards",
+    "student_cells",
+    "student_folder",
     "table",
     "untrained",
 ]
@@ -77,6 +80,19 @@ def _decoder(shape: Mapping[str, Any], seed: int) -> Decoder:
 def untrained(shape: Mapping[str, Any]) -> Decoder:
     """Return a model that was never taught."""
     return _decoder(shape, TEACHER_SEED)
+
+
+def student_cells(families: Sequence[str], seeds: Sequence[int]) -> Iterator[Cell]:
+    """Yield the cells that make students: one for tuning, and one for each seed, of every family."""
+    for family in families:
+        yield Cell("shared", {"data": family, "model": "student", "purpose": "tuning"})
+        yield from (Cell("shared", {"data": family, "model": "student", "seed": seed}) for seed in seeds)
+
+
+def student_folder(context: Context, family: str, seed: int) -> Path:
+    """Return the folder of the student that a run begins with."""
+    which = {"purpose": "tuning"} if seed == SEEDS_APART else {"seed": seed}
+    return context.shared(data=family, model="student", **which)[1]
 
 
 def make_teacher(family: str, settings: Mapping[str, Any], folder: Path) -> dict[str, Any]:
