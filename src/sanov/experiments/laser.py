@@ -158,7 +158,8 @@ def _examined(
         watch=(scale.token,),
     )
     ends, right = found.ends[scale.token], found.rewards > 0
-    scores = scale.scores(torch.from_numpy(np.where(found.finished, ends, 0.0))).numpy()
+    log_self = np.where(found.finished, ends, 0.0)
+    scores = scale.scores(torch.from_numpy(log_self.ravel())).numpy().reshape(log_self.shape)
     scores = np.where(found.finished, scores, 0.0)
     own = verdicts(scores.ravel(), right.ravel())
     rivals = {
