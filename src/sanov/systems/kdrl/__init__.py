@@ -136,7 +136,7 @@ def fit(
 def _teacher(config: Config) -> TokenTeacher | None:
     if not config.teacher and not config.record:
         return None
-    return open_teacher(config.teacher, config.record)
+    return open_teacher(config.teacher, config.record, patience=config.rollouts.patience)
 
 
 def apply(data: Tasks, config: Config, *, fitted: Fitted | str | Path | None = None, seed: int = 0) -> Answer:
