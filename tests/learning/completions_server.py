@@ -153,8 +153,9 @@ def _cut(logits, body):
         logits = torch.full_like(logits, -torch.inf).index_copy(0, kept, logits[kept])
     if body["top_k"] > 0:
         logits[logits < logits.topk(body["top_k"]).values[-1]] = -torch.inf
-    probs, order = logits.softmax(dim=-1).sort(descending=True)
-    logits[order[probs.cumsum(dim=-1) - probs >= body["top_p"]]] = -torch.inf
+    if body["top_p"] < 1:
+        probs, order = logits.softmax(dim=-1).sort(descending=True)
+        logits[order[probs.cumsum(dim=-1) - probs >= body["top_p"]]] = -torch.inf
     return logits
 
 

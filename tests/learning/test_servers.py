@@ -29,8 +29,9 @@ from sanov.systems.kdrl import Distillation, KdSignal, Mixing
 
 TOKENIZER = CharTokenizer()
 EOS, PAD = TOKENIZER.eos, TOKENIZER.pad
-LIMIT, GROUP = 10, 3
-SAMPLING = Rollout(group_size=GROUP, prompts_per_step=4, max_completion_length=LIMIT)
+LIMIT, GROUP = 8, 3
+pytestmark = pytest.mark.filterwarnings("ignore:.*every completion was cut")  # the policy is no trained one
+SAMPLING = Rollout(group_size=GROUP, prompts_per_step=3, max_completion_length=LIMIT)
 
 
 @pytest.fixture(autouse=True)
@@ -128,7 +129,7 @@ def test_a_served_teacher_says_what_a_local_one_says(serve, rows):
     expected = LocalTeacher(teacher, TOKENIZER).log_probs(found, chosen, 1.0)
     assert expected[found.completion[chosen]].std() > 0.1  # it is no constant that agrees
     torch.testing.assert_close(said, expected, atol=1e-5, rtol=0)
-    assert [len(body["prompt"]) for body in server.bodies()] == {1: [1] * 6, 5: [5, 1], 64: [6]}[rows]
+    assert sorted(len(body["prompt"]) for body in server.bodies()) == {1: [1] * 6, 5: [1, 5], 64: [6]}[rows]
     assert (said[~found.completion[chosen]] == 0).all()
 
 
@@ -495,7 +496,7 @@ def completion(tokens):
     ("tokens", "message"),
     [
         ([], "a completion has 0 tokens"),
-        ([1] * (LIMIT + 1), "a completion has 11 tokens; expected 1 to 10"),
+        ([1] * (LIMIT + 1), "a completion has 9 tokens; expected 1 to 8"),
         ([1, EOS, 1, EOS], "goes on after its end"),
         ([1, 2, 3], r"ended after 3 tokens without the token 29 \(finish_reason .*\).*--max-model-len"),
         ([1, 32, EOS], "the token 32 was sampled, which is suppressed or beyond the policy's 32"),
@@ -524,7 +525,7 @@ def fitted(sampler, *, steps=3, seed=3, signals=(), model=None, **more):
         TOKENIZER,
         Rewards((tenths,)),
         rollouts=SAMPLING,
-        training=Optimisation(steps=steps, learning_rate=1e-2),
+        training=Optimisation(steps=steps, learning_rate=3e-3),
         sampler=sampler,
         signals=signals,
         seed=seed,
@@ -737,7 +738,7 @@ def config(tmp_path):
             teacher=url,
             kd=Distillation(beta=0.1, schedule="constant"),
             rollouts=SAMPLING.model_copy(update={"patience": 0.0, **options}),
-            training=Optimisation(steps=4, learning_rate=1e-2),
+            training=Optimisation(steps=4, learning_rate=3e-3),
             evaluation=Evaluation(share=0.0),
         )
 
@@ -780,7 +781,7 @@ def test_kdrl_samples_by_a_server_that_its_options_name(serve, config, tmp_path)
     options = {"server": server.url, "weights": str(tmp_path / "shared"), "reload": f"{server.url}/reload"}
     kdrl.fit(Tasks(tasks(), Rewards((tenths,))), config(teacher.url, **options), out=tmp_path / "run")
     assert [body["version"] for body in server.bodies("/reload")] == [0, 1, 2, 3]
-    assert len(server.bodies()) == 4 * 4
+    assert len(server.bodies()) == 4 * 3
 
 
 def test_an_address_opens_a_served_teacher():
