@@ -154,6 +154,21 @@ def test_logits_are_no_log_probabilities(serve):
         ServerTeacher(server.url).log_probs(rollouts(), torch.tensor([0]), 1.0)
 
 
+def test_the_likeliest_token_tells_logits_where_those_asked_for_do_not(serve):
+    server = serve({"teacher": decoder(7)})
+    server.change = edited(top_logprobs=lambda tops: [*tops[:-1], {"token_id:3": 2.5}])
+    with pytest.raises(InputError, match=r"a log-probability is 2.5"):
+        ServerTeacher(server.url).log_probs(rollouts(), torch.tensor([0]), 1.0)
+
+
+def test_rows_are_known_by_their_number_not_by_their_place(serve):
+    found, server = rollouts(), serve({"teacher": decoder(7)})
+    server.change = lambda answer: answer | {"choices": answer["choices"][::-1]}
+    said = ServerTeacher(server.url).log_probs(found, torch.arange(12), 1.0)
+    expected = LocalTeacher(decoder(7), TOKENIZER).log_probs(found, torch.arange(12), 1.0)
+    torch.testing.assert_close(said, expected, atol=1e-5, rtol=0)
+
+
 def test_what_json_cannot_say_is_minus_infinity(serve):
     def change(answer):
         answer["choices"][0]["logprobs"]["token_logprobs"][-1] = -9999.0
@@ -588,6 +603,8 @@ def test_a_version_may_stand_in_the_metadata(serve, metadata):
     server.metadata = metadata
     assert sampled(CompletionsServer(server.url), model, step=5)[1] == 5
     assert sampled(CompletionsServer(server.url), model, step=6)[1] == 5
+    server.weight_version = "6"  # what the answer itself says comes first
+    assert sampled(CompletionsServer(server.url), model, step=6)[1] == 5
 
 
 def test_a_version_may_be_that_of_the_weights_if_it_stays(serve):
@@ -764,6 +781,11 @@ def test_kdrl_goes_on_with_a_teacher_at_another_address(serve, config, tmp_path)
     files = [tmp_path / name / "model.safetensors" for name in ("run", "whole")]
     assert files[0].read_bytes() == files[1].read_bytes()
     assert json.loads((tmp_path / "run" / "sanov.json").read_text())["results"]["steps"] == 4
+
+
+def test_kdrl_compares_tokens_with_the_server(serve, config):
+    with pytest.raises(InputError, match="the teacher's tokens of"):
+        kdrl.fit(Tasks(tasks(), Rewards((tenths,))), config(serve({"teacher": decoder(7)}, tokenizer=Shifted()).url))
 
 
 def test_nothing_is_left_behind_where_the_first_step_fails(serve, config, tmp_path):

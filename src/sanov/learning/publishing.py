@@ -13,7 +13,7 @@ from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.learning.completions import base_name, served_names, weight_version
 from sanov.learning.server_client import Client
-from sanov.nets.foreign_causal import save_causal
+from sanov.nets.causal import save_model
 
 __all__ = ["SharedFolder"]
 
@@ -55,19 +55,19 @@ class SharedFolder:
         InputError
             The folder cannot be written, the server does not answer in time, or it refuses.
         """
-        base = base_name(self.client, served_names(self.client))
+        base = self.client.name or base_name(self.client, served_names(self.client))
         if base is None:
             fix = "name the policy: rollouts.server=http://HOST:PORT#NAME"
             raise InputError("it is not said which model is the policy", where=self.client.url, fix=fix)
         name = f"{base}@{version}"
         path = self.folder / name
         with files.atomic_folder(path) as temporary:
-            save_causal(model, temporary)
+            save_model(model, temporary)
         self._drop_old(base, version)
         if self.vllm:
             self._tell_vllm(path, version)
         elif self.reload is not None:
-            self.reload.ask("", {"model": name, "path": str(path), "version": version})
+            self.reload.tell("", {"model": name, "path": str(path), "version": version})
         else:
             self._await(name, version)
 
@@ -85,13 +85,13 @@ class SharedFolder:
     def _tell_vllm(self, path: Path, version: int) -> None:
         """Have vLLM read the folder while it pauses, which also empties its caches of what the old weights computed."""
         if not self.begun:
-            self.client.ask("/init_weight_transfer_engine", {"init_info": {}})
+            self.client.tell("/init_weight_transfer_engine", {"init_info": {}})
             self.begun = True
-        self.client.ask("/pause?mode=wait", {})
-        self.client.ask("/start_weight_update", {})
-        self.client.ask("/update_weights", {"update_info": {"path": str(path)}})
-        self.client.ask("/finish_weight_update", {"weight_version": str(version)})
-        self.client.ask("/resume", {})
+        self.client.tell("/pause?mode=wait", {})
+        self.client.tell("/start_weight_update", {})
+        self.client.tell("/update_weights", {"update_info": {"path": str(path)}})
+        self.client.tell("/finish_weight_update", {"weight_version": str(version)})
+        self.client.tell("/resume", {})
 
     def _await(self, name: str, version: int) -> None:
         client, start = self.client, self.client.clock()

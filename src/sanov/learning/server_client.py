@@ -97,6 +97,16 @@ class Client:
         """
         return self._ask(path, body, optional, threading.Event())
 
+    def tell(self, path: str, body: Mapping[str, Any]) -> None:
+        """Make a call whose answer says no more than that it was heard, be it JSON or not.
+
+        Raises
+        ------
+        InputError
+            The server gave no answer in time, or refused the call.
+        """
+        self._answer(path, body, False, threading.Event())
+
     def ask_each(self, path: str, bodies: Sequence[Mapping[str, Any]], at_once: int) -> list[Any]:
         """Return the answers to several calls in their order; the first that fails for good ends the others' waiting.
 
@@ -119,6 +129,15 @@ class Client:
                     call.cancel()
 
     def _ask(self, path: str, body: Mapping[str, Any] | None, optional: bool, stop: threading.Event) -> Any:
+        content = self._answer(path, body, optional, stop)
+        try:
+            return None if content is None else json.loads(content)
+        except ValueError:
+            shown = content[:LENGTH].decode(errors="replace") if content else ""
+            raise InputError(f"the answer is {shown!r}", where=self.url + path, expected="JSON") from None
+
+    def _answer(self, path: str, body: Mapping[str, Any] | None, optional: bool, stop: threading.Event) -> bytes | None:
+        """Return what the server answers; None where the call may be absent, and is."""
         start, delay = self.clock(), FIRST
         while True:
             try:
@@ -139,7 +158,7 @@ class Client:
     def _left(self, start: float) -> float:
         return self.patience - (self.clock() - start)
 
-    def _attempt(self, path: str, body: Mapping[str, Any] | None, optional: bool, timeout: float) -> Any:
+    def _attempt(self, path: str, body: Mapping[str, Any] | None, optional: bool, timeout: float) -> bytes | None:
         headers = {"Content-Type": "application/json"}
         if key := os.environ.get(KEY):
             headers["Authorization"] = f"Bearer {key}"
@@ -147,19 +166,15 @@ class Client:
         request = urllib.request.Request(self.url + path, data=data, headers=headers)
         try:
             with urllib.request.urlopen(request, timeout=timeout) as answer:
-                content = answer.read()
+                return bytes(answer.read())
         except urllib.error.HTTPError as error:
             with error:
-                return self._refused(path, error.code, _message(error), optional)
+                self._refuse(path, error.code, _message(error), optional)
+            return None
         except (OSError, HTTPException) as error:  # refused, reset, cut off, too slow, no such host
             raise _FailedError(str(getattr(error, "reason", error)) or type(error).__name__) from None
-        try:
-            return json.loads(content)
-        except ValueError:
-            shown = content[:LENGTH].decode(errors="replace")
-            raise InputError(f"the answer is {shown!r}", where=self.url + path, expected="JSON") from None
 
-    def _refused(self, path: str, status: int, message: str, optional: bool) -> None:
+    def _refuse(self, path: str, status: int, message: str, optional: bool) -> None:
         if status in AGAIN or (status >= 500 and status not in ABSENT):
             raise _FailedError(f"status {status}: {message}")
         if not (optional and status in ABSENT):

@@ -30,6 +30,7 @@ from sanov.learning.processes import every_process, place
 from sanov.learning.publishing import SharedFolder
 from sanov.learning.rollouts import Rollout, Rollouts, Sampler, Tokenizer, local_sampler
 from sanov.learning.server_client import Client
+from sanov.nets.decoding import gathered
 from sanov.nets.sampling import Sampled
 
 __all__ = ["CompletionsServer", "ServerTeacher", "open_sampler"]
@@ -206,13 +207,16 @@ class CompletionsServer:
 
     def _publish(self, model: nn.Module, version: int) -> None:
         """Bring the weights to the server, once for all processes."""
+        if self.publish is None or self.published == version:
+            return
         problem = None
-        if self.publish is not None and self.published != version and place()[0] == 0:
-            try:
-                self.publish(model, version)
-            except InputError as error:
-                problem = error
-        problem = every_process(problem)[0]
+        with gathered(model):  # FSDP2's parts come together on all processes, or on none
+            if place()[0] == 0:
+                try:
+                    self.publish(model, version)
+                except InputError as error:
+                    problem = error
+            problem = every_process(problem)[0]
         if problem is not None:
             raise problem
         self.published = version
