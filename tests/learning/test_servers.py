@@ -688,6 +688,9 @@ def test_options_choose_the_sampler(tmp_path):
     assert sampler.publish.vllm
     with pytest.raises(InputError, match=r"rollouts.server: nothing brings new weights to the server"):
         open_sampler(SAMPLING.model_copy(update={"server": "http://host:1"}))
+    for lonely in ({"weights": "folder"}, {"reload": "vllm"}):
+        with pytest.raises(InputError, match="there is a way to bring weights to a server, and no server"):
+            open_sampler(SAMPLING.model_copy(update=lonely))
     with pytest.raises(InputError, match="is no address of a server"):
         open_sampler(SAMPLING.model_copy(update=served | {"server": "host"}))
 

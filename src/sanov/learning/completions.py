@@ -167,13 +167,14 @@ def choices(answer: Any, count: int, where: str) -> list[Mapping[str, Any]]:
 
 def scored(choice: Mapping[str, Any], where: str) -> tuple[list[int], list[Any]]:
     """Return the tokens of a choice, and what is said of each; refuse what cannot be log-probabilities."""
-    table = choice.get("logprobs")
-    names, values = (table.get(name) if isinstance(table, Mapping) else None for name in ("tokens", "token_logprobs"))
+    found = choice.get("logprobs")
+    table: Mapping[str, Any] = found if isinstance(found, Mapping) else {}
+    names, values = table.get("tokens"), table.get("token_logprobs")
     if not isinstance(names, list) or not isinstance(values, list):
         raise InputError("the answer has no log-probabilities", where=where, expected="logprobs of tokens")
     if len(names) != len(values):
-        found = f"{len(values)} log-probabilities of {len(names)} tokens"
-        raise InputError(found, where=where, expected="one a token")
+        wrong = f"{len(values)} log-probabilities of {len(names)} tokens"
+        raise InputError(wrong, where=where, expected="one a token")
     numbers = [str(name).removeprefix("token_id:") for name in names]
     if not all(
         str(name).startswith("token_id:") and number.isdecimal() for name, number in zip(names, numbers, strict=True)

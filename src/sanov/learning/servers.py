@@ -88,7 +88,7 @@ class ServerTeacher:
             says is no log-probability.
         """
         if temperature != 1:
-            fix = "rollouts.temperature=1, or a teacher on this machine"
+            fix = "use rollouts.temperature=1, or a teacher on this machine"
             found = f"it is {temperature}, and a completions server scores tokens at 1 alone"
             raise InputError(found, where="rollouts.temperature", fix=fix)
         self._begin()
@@ -185,7 +185,7 @@ class CompletionsServer:
         """
         if options.temperature != 1:
             found = f"it is {options.temperature}, and the log-probabilities of a completions server are those at 1"
-            raise InputError(found, where="rollouts.temperature", fix="rollouts.temperature=1, or no rollouts.server")
+            raise InputError(found, where="rollouts.temperature", fix="use 1, or no rollouts.server")
         self._publish(model, version)
         name = self._served(version)
         self._try(name, prompts[0], options, eos)
@@ -280,12 +280,15 @@ def open_sampler(options: Rollout) -> Sampler:
     Raises
     ------
     InputError
-        The server is no address, or there is no place for new weights.
+        The server is no address, there is no place for new weights, or a place and no server.
     """
     if not options.server:
+        if options.weights or options.reload:
+            found = "there is a way to bring weights to a server, and no server"
+            raise InputError(found, where="rollouts.server", expected="http://HOST:PORT")
         return local_sampler
     if not options.weights:
-        fix = "rollouts.weights=DIR, a folder that the server reads too"
+        fix = "pass rollouts.weights=DIR, a folder that the server reads too"
         raise InputError("nothing brings new weights to the server", where="rollouts.server", fix=fix)
     client = Client(options.server, patience=options.patience)
     return CompletionsServer(client, publish=SharedFolder(options.weights, client, options.reload))
