@@ -31,6 +31,7 @@ from sanov.learning.policy import Signal
 from sanov.learning.policy import fit as fit_policy
 from sanov.learning.processes import every_process, place
 from sanov.learning.rollouts import Rollout, Tokenizer, context_of, encoded
+from sanov.learning.servers import open_sampler
 from sanov.nets.causal import load_model, load_tokenizer, save_model, weights_digest
 from sanov.nets.sampling import keyed_uniforms, sample
 from sanov.nets.transformer import Decoder, Shape
@@ -439,6 +440,7 @@ def fit(
         grpo=config.grpo,
         training=config.training,
         evaluate=evaluate if held_out is not None else None,
+        sampler=open_sampler(config.rollouts),
         seed=seed,
         out=None if out is None else Path(out) / CHECKPOINTS,
         resume=resume,
@@ -535,7 +537,8 @@ def begin(folder: str | Path | None, data: Tasks, config: Any, seed: int, resume
         raise InputError("is a folder with other files in it", where=str(folder), fix="name a new or an empty folder")
     if SEAL in found and not resume:
         raise InputError("holds a finished policy", where=str(folder), fix="name another folder, or delete this one")
-    run = {"data": data.prompts.digest(), "options": files.plain(config.model_dump(mode="json")), "seed": seed}
+    options = _without_addresses(files.plain(config.model_dump(mode="json")))
+    run = {"data": data.prompts.digest(), "options": options, "seed": seed}
     if resume and RUN in found:
         other = [name for name, value in files.read_json(folder / RUN).items() if run.get(name) != value]
         if other:
@@ -546,6 +549,13 @@ def begin(folder: str | Path | None, data: Tasks, config: Any, seed: int, resume
         refuse_unfinished(folder / CHECKPOINTS)
         files.write_json(folder / RUN, run)
     every_process(None)
+
+
+def _without_addresses(tree: Any) -> Any:
+    """Return options without servers' addresses and how long they are waited for: a restarted server may have another."""
+    if isinstance(tree, Mapping):
+        return {name: _without_addresses(value) for name, value in tree.items() if name != "patience"}
+    return "a server" if isinstance(tree, str) and tree.startswith(("http://", "https://")) else tree
 
 
 def _differ(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:

@@ -47,6 +47,16 @@ class Rollout(Options):
     top_p: float = option(1.0, "Sample from the likeliest tokens of this mass.", source="TRL 1.16", gt=0, le=1)
     top_k: int = option(0, "Sample from so many likeliest tokens; 0 for all.", source="TRL 1.16", ge=0)
     suppress: tuple[int, ...] = option((), "Tokens that are never sampled.", source="choice")
+    server: str = option(
+        "", "Completions server that samples, http://HOST:PORT or with #NAME; empty for this process.", source="choice"
+    )
+    weights: str = option("", "Folder in which the server finds new weights; both see it.", source="choice")
+    reload: str = option(
+        "", "Address that makes the server load them; vllm for its own calls; empty if it does.", source="choice"
+    )
+    patience: float = option(
+        600.0, "How long a server, the teacher's too, is waited for.", source="choice", unit="seconds", ge=0
+    )
 
 
 @runtime_checkable

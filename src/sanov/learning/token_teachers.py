@@ -15,7 +15,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from sanov.core.errors import InputError
+from sanov.data.prompts import Prompts
 from sanov.learning.rollouts import Rollouts, Tokenizer
+from sanov.learning.server_client import PATIENCE, Client
 from sanov.nets.causal import load_model, load_tokenizer
 from sanov.nets.reads import Read
 
@@ -26,7 +28,11 @@ TOGETHER = 4096  # tokens of a forward pass
 
 @runtime_checkable
 class TokenTeacher(Protocol):
-    """What is asked of a teacher."""
+    """What is asked of a teacher.
+
+    One whose tokenizer is elsewhere may have ``compare(tokenizer, prompts)``: it is given that of the policy, and texts, to
+    see by itself that its tokens are the same.
+    """
 
     @property
     def tokenizer(self) -> Tokenizer | None:
@@ -138,6 +144,12 @@ class RecordedTeacher:
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)
 
+    def compare(self, tokenizer: Tokenizer, prompts: Prompts) -> None:
+        """Let the teacher that is asked compare tokens, if it does that by itself."""
+        compare = getattr(self.teacher, "compare", None)
+        if compare is not None:
+            compare(tokenizer, prompts)
+
     def log_probs(
         self, rollouts: Rollouts, rows: Int[Tensor, " some"], temperature: float
     ) -> Float[Tensor, "some width"]:
@@ -199,7 +211,7 @@ def _key(rollouts: Rollouts, row: int, temperature: float) -> bytes:
     return hashlib.sha256(f"{start} {temperature!r} ".encode() + tokens).digest()
 
 
-def open_teacher(teacher: str | Path, record: str | Path = "") -> TokenTeacher:
+def open_teacher(teacher: str | Path, record: str | Path = "", *, patience: float = PATIENCE) -> TokenTeacher:
     """Open a teacher: a Hugging Face folder, a server, or what was recorded; with `record`, what it says is kept.
 
     Parameters
@@ -208,6 +220,8 @@ def open_teacher(teacher: str | Path, record: str | Path = "") -> TokenTeacher:
         Folder, ``http://...``, or a file that `RecordedTeacher` wrote; empty where `record` holds all that is asked.
     record
         File to look up and to keep.
+    patience
+        Seconds that a server is waited for.
 
     Raises
     ------
@@ -218,7 +232,7 @@ def open_teacher(teacher: str | Path, record: str | Path = "") -> TokenTeacher:
     if str(teacher).startswith(("http://", "https://")):
         from sanov.learning.servers import ServerTeacher
 
-        found = ServerTeacher(str(teacher))
+        found = ServerTeacher(Client(str(teacher), patience=patience))
     elif teacher and Path(teacher).is_file():
         found = RecordedTeacher(teacher)
     elif teacher:

@@ -161,7 +161,8 @@ def train(
     InputError
         An argument is out of range; `out` cannot be written, or holds an unfinished run and `resume` is False; the
         checkpoint is of another run; processes differ in micro-batches or components; a whole batch is split; a loss
-        is not finite. Weights are then those of the last update.
+        is not finite. Weights are then those of the last update. If it came from `batches`, as from a server that is
+        gone, a single process writes a checkpoint of that update first: the run goes on from there with `resume`.
     """
     _check(steps, keep, evaluate_every, checkpoint_every, clip_norm)
     folder = None if out is None else Path(out)
@@ -178,7 +179,7 @@ def train(
         for step in track(range(len(history), 0 if history.finished else steps), label):
             seed_step(seed, step, setup.process, setup.device)
             setup.set_rate(1.0 if schedule is None else float(schedule(step)))
-            micro = list(batches(step, setup.inner))
+            micro = _made(batches, step, setup, store, history)
             report = next((batch["metrics"] for batch in micro if "metrics" in batch), None)
             metrics = history.append(*objective.update(setup, micro, step, clip_norm), report)
             done = step + 1
@@ -194,6 +195,25 @@ def train(
             if history.finished:
                 break
     return history
+
+
+def _made(
+    batches: Callable[[int, nn.Module], Iterable[Batch]],
+    step: int,
+    setup: Prepared,
+    store: Checkpoints | None,
+    history: History,
+) -> list[Batch]:
+    """Return the micro-batches of a step; where they cannot be made, first save what the steps before have learned.
+
+    Nothing of the step has touched the weights yet. Of several processes one may fail alone, and a checkpoint needs all.
+    """
+    try:
+        return list(batches(step, setup.inner))
+    except InputError:
+        if store is not None and len(history) and setup.processes == 1:
+            store.save(history)
+        raise
 
 
 def _check(steps: int, keep: int, evaluate_every: int, checkpoint_every: int, clip_norm: float | None) -> None:

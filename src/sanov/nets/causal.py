@@ -34,7 +34,7 @@ def load_model(directory: str | Path) -> Decoder | ForeignCausal:
     return model.eval()
 
 
-def save_model(model: Decoder | ForeignCausal, directory: str | Path, tokenizer: Any) -> None:
+def save_model(model: Any, directory: str | Path, tokenizer: Any = None) -> None:
     """Write a model and its tokenizer into a folder.
 
     Parameters
@@ -44,7 +44,7 @@ def save_model(model: Decoder | ForeignCausal, directory: str | Path, tokenizer:
     directory
         A folder; it is made where it is missing.
     tokenizer
-        `data.tokens.CharTokenizer` or `Vocabulary`; what ends a text is written down with the model.
+        `data.tokens.CharTokenizer` or `Vocabulary`; what ends a text is written down with the model. None for weights alone.
 
     Raises
     ------
@@ -52,12 +52,11 @@ def save_model(model: Decoder | ForeignCausal, directory: str | Path, tokenizer:
         The place cannot be written.
     """
     folder = Path(directory)
-    tokenizer.save(folder)
+    if tokenizer is not None:
+        tokenizer.save(folder)
     if isinstance(model, Decoder):
-        known = {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad, "bos_token_id": tokenizer.bos}
-        for name, token in known.items():
-            if model.special_tokens.get(name) is None:
-                model.special_tokens[name] = token
+        if tokenizer is not None:
+            _end_with(model, tokenizer)
         save_decoder(model, folder)
     else:
         wrapped: Any = model.wrapped
@@ -65,6 +64,14 @@ def save_model(model: Decoder | ForeignCausal, directory: str | Path, tokenizer:
             wrapped.save_pretrained(str(folder))
         except OSError as error:
             raise InputError(f"cannot be written ({error})", where=str(folder)) from None
+
+
+def _end_with(model: Decoder, tokenizer: Any) -> None:
+    """Take the special tokens of a tokenizer where the model knows none."""
+    known = {"eos_token_id": tokenizer.eos, "pad_token_id": tokenizer.pad, "bos_token_id": tokenizer.bos}
+    for name, token in known.items():
+        if model.special_tokens.get(name) is None:
+            model.special_tokens[name] = token
 
 
 def weights_digest(directory: str | Path) -> str:

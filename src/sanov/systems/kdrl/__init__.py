@@ -141,7 +141,7 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
 def _teacher(config: Config) -> TokenTeacher | None:
     if not config.teacher and not config.record:
         return None
-    return open_teacher(config.teacher, config.record)
+    return open_teacher(config.teacher, config.record, patience=config.rollouts.patience)
 
 
 def apply(data: Tasks, config: Config, *, fitted: Fitted | str | Path | None = None, seed: int = 0) -> Answer:

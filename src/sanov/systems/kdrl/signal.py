@@ -121,6 +121,9 @@ class KdSignal(Signal):
         if other is not None:
             check_tokenizers(tokenizer, other)
             self._choose_eos(tokenizer.eos, other.eos)
+        compare = getattr(self.teacher, "compare", None)
+        if compare is not None:  # its tokenizer is elsewhere
+            compare(tokenizer, prompts)
         if isinstance(self.teacher, LocalTeacher):
             ours = {id(weight) for weight in policy.parameters() if weight.requires_grad}
             shared = [name for name, weight in self.teacher.model.named_parameters() if id(weight) in ours]
