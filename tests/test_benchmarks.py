@@ -32,6 +32,8 @@ RUNS = {
         "--one turns scipy 500 2",
         "--one memory sanov 500",
     ],
+    "kdrl": ["--turns 1 --steps 1 --sizes tiny --imitation 2"],
+    "laser": ["--turns 1 --steps 1 --sizes tiny --imitation 40"],
     "lelp": ["--turns 2"],
     "linear_heads": ["--turns 2"],
     "pn": ["--one scale 500 simple", "--one pairs 200 2", "--one statsmodels 500 2"],
@@ -44,6 +46,7 @@ RUNS = {
 
 def loaded(name, folder, monkeypatch):
     """The script as a module, in a folder of its own, where it writes its figures too."""
+    monkeypatch.syspath_prepend(FOLDER)  # that of laser takes its policies from that of kdrl
     path = Path(shutil.copy(FOLDER / f"{name}.py", folder))
     spec = importlib.util.spec_from_file_location(f"benchmark_{name}", path)
     module = importlib.util.module_from_spec(spec)
@@ -57,6 +60,8 @@ def loaded(name, folder, monkeypatch):
 
 def arranged(name, module, folder, monkeypatch):
     """What a size alone cannot make small."""
+    if name == "kdrl":
+        monkeypatch.setattr(module, "memory", lambda folder, contestant, steps: 1.0)
     if name == "lelp":
         monkeypatch.setattr(module, "peak", lambda work, rows, width: 0)
     if name == "teachers":
