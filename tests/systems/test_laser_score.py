@@ -325,7 +325,7 @@ def test_a_free_beta_is_raised_and_a_given_one_is_not():
 
 @pytest.mark.parametrize("constant", [0.0, 3.0, math.nan])
 def test_a_constant_is_a_log_probability(constant):
-    with pytest.raises(InputError, match="self_reward_ref_constant is a log-probability: must be < 0"):
+    with pytest.raises(InputError, match=r"self_reward\.ref_constant: .* a log-probability must be < 0"):
         check_rule(Measured(constant, None, 0), 0.1)
 
 

@@ -198,8 +198,8 @@ def check_rule(found: Measured, beta: float, *, exact: bool = False, correction:
     """
     c_ref, reach = found.mean, 1 / beta
     if not (math.isfinite(c_ref) and c_ref < 0):
-        where = "self_reward.ref_constant"
-        raise InputError(f"self_reward_ref_constant is a log-probability: must be < 0 (it is {c_ref})", where=where)
+        found_text = f"it is {c_ref}, and a log-probability must be < 0"
+        raise InputError(found_text, where="self_reward.ref_constant", expected="what `fit` measures, or a number below 0")
     comfortable = 2 / abs(c_ref)
     told = f"c_ref is {c_ref:.2f}" + ("" if found.std is None else f" with a standard deviation of {found.std:.2f}")
     if found.samples:
