@@ -199,7 +199,9 @@ def check_rule(found: Measured, beta: float, *, exact: bool = False, correction:
     c_ref, reach = found.mean, 1 / beta
     if not (math.isfinite(c_ref) and c_ref < 0):
         found_text = f"it is {c_ref}, and a log-probability must be < 0"
-        raise InputError(found_text, where="self_reward.ref_constant", expected="what `fit` measures, or a number below 0")
+        raise InputError(
+            found_text, where="self_reward.ref_constant", expected="what `fit` measures, or a number below 0"
+        )
     comfortable = 2 / abs(c_ref)
     told = f"c_ref is {c_ref:.2f}" + ("" if found.std is None else f" with a standard deviation of {found.std:.2f}")
     if found.samples:
