@@ -269,7 +269,7 @@ def taught():
         own = SelfRewardSignal(SelfReward(tau=0.0, alpha=1.0, beta=0.4, correction=True), labels=labels)
         rollouts = SHORT.model_copy(update={"group_size": 8, "prompts_per_step": 8, "max_completion_length": 8})
         options = {"rollouts": rollouts, "reward": small_digits, "rate": 1e-2}
-        model, history, noted = run(eager(), steps=40, signals=[Still(), own], **options)
+        model, history, noted = run(eager(), steps=60, signals=[Still(), own], **options)
         found[name] = laser.Fitted("laser", model, TOKENIZER, {}, noted, history.to_frame())
     return found
 
@@ -281,9 +281,9 @@ def test_the_score_learns_what_is_right_and_not_what_is_not(taught):
         scale = laser.Scale.from_dict(fitted.results["self_reward"])
         found = judge_own(fitted, scale, data, rollouts, 8)
         area[name] = roc_auc_score(found.rewards[found.finished], found.columns["log_label"][found.finished])
-    assert area["true"] > 0.75
+    assert area["true"] > 0.65
     assert abs(area["permuted"] - 0.5) < 0.2
-    assert area["true"] - area["permuted"] > 0.1
+    assert area["true"] - area["permuted"] > 0.15
 
 
 # -- the whole --------------------------------------------------------------------------------------------------------
@@ -418,7 +418,7 @@ def test_groups_of_one_are_refused_with_tau_alone():
 
 
 def test_a_beta_that_cannot_work_is_refused_before_anything_is_trained(tmp_path):
-    options = config(tmp_path / "start", self_reward=SelfReward())
+    options = config(tmp_path / "start", self_reward=SelfReward(beta=0.25))
     with pytest.raises(InputError, match="a correct answer would need probability >= 1"):
         laser.fit(questions(), options)
 

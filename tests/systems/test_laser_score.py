@@ -15,7 +15,7 @@ from sanov.learning.rollouts import Rollout
 from sanov.nets.reads import Read
 from sanov.nets.sampling import keyed_uniforms, sample
 from sanov.systems.laser import Scale, SelfReward, SelfRewardSignal
-from sanov.systems.laser.scale import Measured, check_rule, measure
+from sanov.systems.laser.scale import Measured, check_rule, measure, usual_beta
 from sanov.systems.laser.scoring import end_log_probs, end_log_probs_of
 from sanov.systems.laser.tokens import check_absent, check_unseen, label_tokens, reserved_tokens
 from systems.laser_toy import EOS, LABEL, PAD, SPARE, eager
@@ -304,9 +304,28 @@ def test_a_rough_constant_is_warned_of():
     assert "they go together" in check_rule(Measured(-23.11, 0.04, 300), 0.1)
 
 
+@pytest.mark.parametrize("c_ref", [-2.5, -3.6, -4.0, -9.5, -12.0, -23.0])
+def test_a_beta_that_is_ours_to_choose_goes_with_c_ref(c_ref):
+    """Without a warning; and no larger than it has to be."""
+    beta = usual_beta(0.1, c_ref)
+    assert "they go together" in check_rule(Measured(c_ref, None, 0), beta)
+    if beta > 0.1:
+        lower = beta - 0.011
+        assert lower < 2 / abs(c_ref) or c_ref + 1 / lower > -2
+
+
+def test_a_free_beta_is_raised_and_a_given_one_is_not():
+    free = SelfRewardSignal(SelfReward(ref_constant=-6.0))
+    assert free.begin(decoder(), TOKENIZER, tasks(8)[0], Rollout())["self_reward"]["beta"] == 0.34
+    given = SelfRewardSignal(SelfReward(ref_constant=-6.0, beta=0.2))
+    with pytest.warns(SanovWarning, match="smallest comfortable beta"):
+        given.begin(decoder(), TOKENIZER, tasks(8)[0], Rollout())
+    assert given.scale.beta == 0.2
+
+
 @pytest.mark.parametrize("constant", [0.0, 3.0, math.nan])
 def test_a_constant_is_a_log_probability(constant):
-    with pytest.raises(InputError, match="self_reward_ref_constant is a log-probability: must be < 0"):
+    with pytest.raises(InputError, match=r"self_reward\.ref_constant: .* a log-probability must be < 0"):
         check_rule(Measured(constant, None, 0), 0.1)
 
 

@@ -182,7 +182,8 @@ def _plain(value: Any) -> str:
 def _legal(field: FieldInfo) -> str:
     choices = [choice for part in _parts(field.annotation) for choice in part]
     if choices:
-        return " | ".join(map(_plain, choices))
+        number = ["a number"] if float in _alternatives(field.annotation) else []
+        return " | ".join([*number, *map(_plain, choices)])
     bounds = {"gt": ">", "ge": ">=", "lt": "<", "le": "<="}
     found = [
         f"{sign} {_plain(getattr(rule, key))}"

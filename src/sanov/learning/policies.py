@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -547,6 +548,7 @@ def begin(folder: str | Path | None, data: Tasks, config: Any, seed: int, resume
             raise InputError(f"the run in this folder had other {differ}", where=str(folder), fix=fix)
     else:
         refuse_unfinished(folder / CHECKPOINTS)
+        shutil.rmtree(folder / START, ignore_errors=True)  # of a run that was refused before its first step
         files.write_json(folder / RUN, run)
     every_process(None)
 

@@ -60,12 +60,6 @@ class Fitted(policies.Fitted):
         kept = Path(folder) / REFERENCE
         return cls.of(found, load_model(kept) if (kept / "config.json").is_file() else None)
 
-    def to_dict(self) -> dict[str, Any]:
-        """Return what is known of it, without weights."""
-        history = self.history.to_dict(as_series=False)
-        tree = {"system": self.system, "config": self.config, "results": self.results, "history": history}
-        return dict(files.plain(tree))
-
 
 def save_reference(model: Any, tokenizer: Any, folder: str | Path) -> None:
     """Write the reference into its place in a policy's folder, whole or not at all.

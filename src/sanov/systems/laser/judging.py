@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import numpy as np
 import torch
@@ -63,14 +62,10 @@ def _with_constant(
     fitted: Fitted, scale: Scale, options: SelfReward, data: Questions, rollouts: Rollout, seed: int
 ) -> Scale:
     if not isinstance(options.ref_constant, str):
-        return _with(scale, constant=options.ref_constant, std=None, samples=0, exact=False)
+        return scale.changed(constant=options.ref_constant, std=None, samples=0, exact=False)
     sampling = rollouts.model_copy(update={"suppress": tuple(sorted({*rollouts.suppress, *scale.suppressed}))})
     found = measure(fitted.model, fitted.tokenizer, data.prompts, sampling, scale.token, seed=seed)
-    return _with(scale, constant=found.mean, std=found.std, samples=found.samples, exact=False)
-
-
-def _with(scale: Scale, **changes: Any) -> Scale:
-    return Scale.from_dict({**scale.to_dict(), **changes})
+    return scale.changed(constant=found.mean, std=found.std, samples=found.samples, exact=False)
 
 
 def _unstored(fitted: Fitted, options: SelfReward) -> Scale:
@@ -89,10 +84,10 @@ def _changed(fitted: Fitted, scale: Scale, options: SelfReward) -> Scale:
             found = f"c_ref was measured for the token {scale.token}, and {token} is asked for"
             fix = "set self_reward.ref_constant=estimate, or a number"
             raise InputError(found, where="self_reward.token", fix=fix)
-        scale = _with(scale, token=token, spare=spare)
+        scale = scale.changed(token=token, spare=spare)
     if "beta" in given and options.beta is not None:
-        scale = _with(scale, beta=options.beta)
-    return _with(scale, correction=options.correction) if "correction" in given else scale
+        scale = scale.changed(beta=options.beta)
+    return scale.changed(correction=options.correction) if "correction" in given else scale
 
 
 def judge_own(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -18,7 +18,7 @@ from sanov.learning import policies
 from sanov.learning.rollouts import Rollout, Tokenizer
 from sanov.systems.laser.losses import self_reward
 
-__all__ = ["LossKind", "Measured", "Scale", "check_rule", "measure"]
+__all__ = ["ROUGH", "LossKind", "Measured", "Scale", "check_rule", "measure", "usual_beta"]
 
 LossKind = Literal["mse", "bce"]
 SAMPLES = 300  # completions over which c_ref is the mean
@@ -96,6 +96,10 @@ class Scale:
         assert self.constant is not None
         return self_reward(log_self, self.constant, self.beta, correction=self.correction)
 
+    def changed(self, **changes: Any) -> Scale:
+        """Return it with other values of some fields."""
+        return replace(self, **changes)
+
     def to_dict(self) -> dict[str, Any]:
         """Return it as a tree."""
         return asdict(self)
@@ -145,6 +149,25 @@ def measure(
     return Measured(float(values.mean()), float(values.std(ddof=1)), len(values))
 
 
+def usual_beta(usual: float, c_ref: float) -> float:
+    """Return a usual beta, or the least one above it that is comfortable, rounded up to a hundredth.
+
+    That is 2 / |c_ref|, at which a right answer moves the label half of its way to probability 1; nearer to 0 it is what
+    leaves the label unlikely then.
+
+    Parameters
+    ----------
+    usual
+        What is taken where c_ref allows it.
+    c_ref
+        The label's log-probability under the reference.
+    """
+    if not c_ref < 0:
+        return usual
+    least = max(2 / -c_ref, 1 / (LIKELY - c_ref) if c_ref < LIKELY else 0.0)
+    return max(usual, math.ceil(100 * least) / 100)
+
+
 def check_rule(found: Measured, beta: float, *, exact: bool = False, correction: bool = False) -> str:
     """Say whether c_ref and beta go together; refuse what cannot work, and warn of what works badly.
 
@@ -175,8 +198,10 @@ def check_rule(found: Measured, beta: float, *, exact: bool = False, correction:
     """
     c_ref, reach = found.mean, 1 / beta
     if not (math.isfinite(c_ref) and c_ref < 0):
-        where = "self_reward.ref_constant"
-        raise InputError(f"self_reward_ref_constant is a log-probability: must be < 0 (it is {c_ref})", where=where)
+        found_text = f"it is {c_ref}, and a log-probability must be < 0"
+        raise InputError(
+            found_text, where="self_reward.ref_constant", expected="what `fit` measures, or a number below 0"
+        )
     comfortable = 2 / abs(c_ref)
     told = f"c_ref is {c_ref:.2f}" + ("" if found.std is None else f" with a standard deviation of {found.std:.2f}")
     if found.samples:
@@ -185,7 +210,7 @@ def check_rule(found: Measured, beta: float, *, exact: bool = False, correction:
     if not correction:
         if reach >= abs(c_ref):
             text = f"a correct answer would need probability >= 1: 1/beta is {reach:.2f} and |c_ref| {abs(c_ref):.2f}"
-            fix = f"set self_reward.beta={math.ceil(comfortable * 100) / 100:.2f}, or self_reward.correction=true"
+            fix = f"set self_reward.beta={usual_beta(0.0, c_ref):.2f}, or self_reward.correction=true"
             raise InputError(text, where="self_reward.beta", expected="1/beta < |c_ref|", fix=fix)
         if c_ref + reach > LIKELY:
             problems.append(

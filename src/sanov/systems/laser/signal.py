@@ -20,7 +20,7 @@ from sanov.learning.rollouts import Rollout, Rollouts, Tokenizer
 from sanov.nets.reads import Read
 from sanov.systems.laser.calibration import verdicts
 from sanov.systems.laser.losses import class_weights, label_losses, mixed_advantages, squared_errors
-from sanov.systems.laser.scale import LossKind, Measured, Scale, check_rule, measure
+from sanov.systems.laser.scale import ROUGH, LossKind, Measured, Scale, check_rule, measure, usual_beta
 from sanov.systems.laser.scoring import end_log_probs
 from sanov.systems.laser.tokens import check_unseen, label_tokens
 
@@ -29,7 +29,6 @@ __all__ = ["Labels", "SelfReward", "SelfRewardSignal", "permuted_labels"]
 COMPONENT = "self_reward"
 EMBEDDED = {"beta": 0.25, "reasoning_warmup_steps": 0, "warmup_steps": 50}  # a vocabulary of 32: c_ref is some -10
 PAPER = {"beta": 0.1, "reasoning_warmup_steps": 200, "warmup_steps": 200}
-ROUGH = 0.1  # of std * beta, above which `auto` takes the model and not the constant
 
 Labels = Callable[[Bool[Tensor, " rows"], Bool[Tensor, " rows"], int], Bool[Tensor, " rows"]]
 
@@ -39,7 +38,10 @@ class SelfReward(Options):
 
     token: str = option("", "Label z_c: name or id of a token; empty for the first reserved one.", source="paper")
     beta: float | None = option(
-        None, "beta_v; none: 0.1, or 0.25 with the tokenizer of the embedded tasks.", source="paper; choice", gt=0
+        None,
+        "beta_v; none: 0.1 (0.25 with the embedded tasks' tokenizer), or what c_ref needs where that is larger.",
+        source="paper; choice",
+        gt=0,
     )
     alpha: float = option(0.1, "Weight of the loss.", source="paper", ge=0)
     tau: float = option(0.1, "Share of the score's advantage; 0 leaves advantages alone.", source="paper", ge=0, le=1)
@@ -141,6 +143,7 @@ class SelfRewardSignal(Signal):
 
     def begin(self, policy: nn.Module, tokenizer: Tokenizer, prompts: Prompts, options: Rollout) -> Mapping[str, Any]:
         """Choose and check the label, measure c_ref, and see whether beta goes with it."""
+        free = self.options.beta is None and not self.options.correction
         own = self.options = self.options.resolved(tokenizer)
         if options.group_size < 2 and own.tau > 0:
             found, fix = "SWA needs at least 2 completions per prompt", "set self_reward.tau=0, or larger groups"
@@ -149,9 +152,13 @@ class SelfRewardSignal(Signal):
         self.suppressed = (token,) if spare is None else (token, spare)
         self.watched, self.group_size = (token,) if own.active else (), options.group_size
         check_unseen(tokenizer, self.suppressed, prompts)
-        suppress = tuple(sorted({*options.suppress, *self.suppressed}))
-        sampling = options.model_copy(update={"suppress": suppress})
-        scale, notes = self._scaled(policy, tokenizer, prompts, sampling, token, spare)
+        assert own.beta is not None
+        scale, notes = Scale(token, spare, own.loss, own.beta, None, correction=own.correction), []
+        if own.loss == "mse":
+            suppress = tuple(sorted({*options.suppress, *self.suppressed}))
+            sampling = options.model_copy(update={"suppress": suppress})
+            scale, verdict = self._referred(scale, self._c_ref(policy, tokenizer, prompts, sampling, token), free)
+            notes.append(verdict)
         self.scale = scale
         if scale.exact:
             self.reference = copy.deepcopy(policy).eval().requires_grad_(False)
@@ -162,30 +169,22 @@ class SelfRewardSignal(Signal):
         told = {name: value for name, value in measured.items() if value is not None}
         return {COMPONENT: scale.to_dict(), **told, "notes": notes}
 
-    def _scaled(
-        self,
-        policy: nn.Module,
-        tokenizer: Tokenizer,
-        prompts: Prompts,
-        sampling: Rollout,
-        token: int,
-        spare: int | None,
-    ) -> tuple[Scale, list[str]]:
+    def _c_ref(
+        self, policy: nn.Module, tokenizer: Tokenizer, prompts: Prompts, sampling: Rollout, token: int
+    ) -> Measured:
+        if not isinstance(self.options.ref_constant, str):
+            return Measured(self.options.ref_constant, None, 0)
+        found = measure(policy, tokenizer, prompts, sampling, token, seed=self.seed)
+        return every_process(found)[0]  # theirs may have begun with other weights than the first one's
+
+    def _referred(self, scale: Scale, found: Measured, free: bool) -> tuple[Scale, str]:
+        """Return the scale with its reference, and whether the two go together; beta is ours to choose if it is free."""
         own = self.options
-        assert own.beta is not None
-        scale = Scale(token, spare, own.loss, own.beta, None, correction=own.correction)
-        if own.loss == "bce":
-            return scale, ["the score is the probability of the label, and needs no reference."]
-        if isinstance(own.ref_constant, str):
-            found = every_process(measure(policy, tokenizer, prompts, sampling, token, seed=self.seed))[0]
-        else:
-            found = Measured(own.ref_constant, None, 0)
-        assert own.beta is not None
-        rough = found.std is not None and found.std * own.beta > ROUGH
+        beta = usual_beta(scale.beta, found.mean) if free else scale.beta
+        rough = found.std is not None and found.std * beta > ROUGH
         exact = own.reference == "exact" or (own.reference == "auto" and rough)
-        verdict = check_rule(found, own.beta, exact=exact, correction=own.correction)
-        tree = {"constant": found.mean, "std": found.std, "samples": found.samples, "exact": exact}
-        return Scale(**{**scale.to_dict(), **tree}), [verdict]
+        verdict = check_rule(found, beta, exact=exact, correction=own.correction)
+        return scale.changed(beta=beta, constant=found.mean, std=found.std, samples=found.samples, exact=exact), verdict
 
     # -- before the update --------------------------------------------------------------------------------------------
 
