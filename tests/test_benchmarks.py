@@ -30,7 +30,6 @@ RUNS = {
         "--one command 500 True",
         "--one turns loop 500 2",
         "--one turns scipy 500 2",
-        "--one memory sanov 500",
     ],
     "kdrl": ["--turns 1 --steps 1 --sizes tiny --imitation 2"],
     "laser": ["--turns 1 --steps 1 --sizes tiny --imitation 40"],

@@ -19,12 +19,14 @@ from learning.policy_toy import (
     tasks,
 )
 from learning.toy_run import vector
+from sanov.advantages import group_advantages
 from sanov.core.errors import InputError, SanovWarning
 from sanov.data.rewards import Rewards
-from sanov.learning import policy
+from sanov.learning import policy, policy_steps
 from sanov.learning.imitation import imitate
 from sanov.learning.policy import Grpo, Signal, advantages_of
 from sanov.learning.rollouts import Rollout
+from sanov.nets.reads import Read
 
 # -- the gradient -----------------------------------------------------------------------------------------------------
 
@@ -75,8 +77,8 @@ def test_rows_without_an_advantage_are_left_out_and_still_counted():
     assert part["counts"] == {"policy": 11.0}
     found, _ = gradient(model, rollouts)
     model.zero_grad()
-    batch = policy._batch(
-        rollouts, torch.arange(4), policy._token_weights(rollouts, Grpo()), rollouts.advantages[:, None], 0
+    batch = policy_steps._batch(
+        rollouts, torch.arange(4), policy_steps._token_weights(rollouts, Grpo()), rollouts.advantages[:, None], 0
     )
     (policy.sums(model, batch, (), Grpo())["policy"][0] / 11).backward()
     torch.testing.assert_close(found, torch.cat([p.grad.flatten() for p in model.parameters()]), rtol=1e-12, atol=1e-14)
@@ -113,7 +115,7 @@ def test_the_ratio_is_one_at_the_first_update():
     rollouts = feed.rollouts(0, model)
     rollouts.advantages = torch.randn(16, generator=torch.Generator().manual_seed(0))
     batch = policy.packed(rollouts, (), Grpo(), 1000, 0)[0]
-    new = policy.Read(batch["before"], batch["ids"][batch["completion"]])
+    new = Read(batch["before"], batch["ids"][batch["completion"]])
     found = model(batch["ids"], batch["real"], {"new": new})["new"]
     torch.testing.assert_close(batch["log_old"][batch["completion"]], found, rtol=0, atol=1e-5)
     once, _ = gradient(model, rollouts)
@@ -128,7 +130,7 @@ def test_rows_without_a_reward_have_no_advantage_and_do_not_count():
     nan = math.nan
     rewards = torch.tensor([1.0, 0.0, nan, 0.0, nan, nan, 1.0, nan], dtype=torch.float64)
     found = advantages_of(rewards, 4, Grpo())
-    alone = policy.group_advantages(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), 3, "group", 1e-6)
+    alone = group_advantages(torch.tensor([1.0, 0.0, 0.0], dtype=torch.float64), 3, "group", 1e-6)
     torch.testing.assert_close(found[[0, 1, 3]], alone)
     assert found[[2, 4, 5, 6, 7]].tolist() == [0.0] * 5
 
@@ -249,9 +251,7 @@ def test_imitation_is_maximum_likelihood_of_completions_and_their_end():
     for prompt, text in rows:
         ids = torch.tensor([[TOKENIZER.bos, *TOKENIZER.encode(prompt), *TOKENIZER.encode(text), TOKENIZER.eos]])
         start = 1 + len(prompt)
-        logits = model(ids, torch.ones_like(ids, dtype=torch.bool), {"all": policy.Read(torch.ones_like(ids) > 0)})[
-            "all"
-        ]
+        logits = model(ids, torch.ones_like(ids, dtype=torch.bool), {"all": Read(torch.ones_like(ids) > 0)})["all"]
         loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction="sum")
         total += float(loss.detach())
         count += ids.shape[1] - start

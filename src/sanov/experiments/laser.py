@@ -260,7 +260,7 @@ PAPER = {
 CLAIM = Claim(
     system="laser",
     statement=(
-        "The policy's own last-token score tells its right answers from its wrong ones better than free measures of "
+        "The last-token score of a policy tells its own right answers from wrong ones better than free measures of "
         "confidence do, at no cost in accuracy, and makes votes better."
     ),
     source="yang2025laser, sec. 4; the criterion is ours",

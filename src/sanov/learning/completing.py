@@ -1,0 +1,221 @@
+"""Completions of a table of prompts, how good they are, and the answer that says so."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import polars as pl
+import torch
+from jaxtyping import Float64, Int
+from torch import nn
+
+from sanov.comparisons import paired_effect
+from sanov.core import files
+from sanov.core.answers import Answer
+from sanov.core.progress import track
+from sanov.data.prompts import Prompts
+from sanov.data.rewards import Rewards
+from sanov.learning.rollouts import Rollout, Tokenizer, context_of, encoded
+from sanov.nets.sampling import keyed_uniforms, sample
+
+__all__ = ["Completed", "Tasks", "answer", "complete", "judged"]
+
+TOGETHER = 256  # completions that are sampled at once
+EVALUATION = 7_919  # of the stream of random numbers that evaluations take: not that of training
+
+
+@dataclass(frozen=True, eq=False)
+class Tasks:
+    """Prompts, and who rewards what answers them.
+
+    Parameters
+    ----------
+    prompts
+        With the columns that the rewards ask for.
+    rewards
+        Reward functions; None where there are none to judge by.
+    """
+
+    prompts: Prompts
+    rewards: Rewards | None
+
+
+@dataclass(frozen=True, eq=False)
+class Completed:
+    """Completions of prompts, those of one prompt side by side.
+
+    Parameters
+    ----------
+    texts
+        [prompts * samples].
+    ids
+        Tokens of each completion.
+    rewards
+        [prompts, samples]; NaN where no reward applies or there is no function.
+    lengths
+        Tokens of each, [prompts, samples].
+    finished
+        Whether each ended by itself, [prompts, samples].
+    mean_log_prob
+        Mean log-probability of its tokens, [prompts, samples].
+    ends
+        By watched token, its log-probability after EOS, [prompts, samples]; NaN where a completion did not end.
+    """
+
+    texts: list[str]
+    ids: list[list[int]]
+    rewards: Float64[np.ndarray, "prompts samples"]
+    lengths: Int[np.ndarray, "prompts samples"]
+    finished: np.ndarray
+    mean_log_prob: Float64[np.ndarray, "prompts samples"]
+    ends: Mapping[int, Float64[np.ndarray, "prompts samples"]] = field(default_factory=dict)
+
+
+def complete(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Prompts,
+    rewards: Rewards | None,
+    options: Rollout,
+    *,
+    samples: int,
+    watch: Sequence[int] = (),
+    seed: int = 0,
+    stream: int = EVALUATION,
+) -> Completed:
+    """Sample completions of every prompt, and score them.
+
+    Parameters
+    ----------
+    model, tokenizer
+        The policy.
+    prompts, rewards
+        What is completed, and by whom it is judged.
+    options
+        How to sample.
+    samples
+        Completions of a prompt.
+    watch
+        See `nets.sampling.sample`.
+    seed, stream
+        Of the noise.
+
+    Raises
+    ------
+    InputError
+        A prompt does not fit, or a reward is refused.
+    """
+    tokens, limit = encoded(prompts, tokenizer, options.max_completion_length, context_of(model))
+    found: list[tuple[list[int], bool, float]] = []
+    ends: dict[int, list[float]] = {token: [] for token in watch}
+    device = next(model.parameters()).device
+    size = max(TOGETHER // samples, 1)
+    for start in track(range(0, len(tokens), size), "completions"):
+        part = tokens[start : start + size]
+        rows = torch.arange(start * samples, (start + len(part)) * samples)
+        out = sample(
+            model,
+            part,
+            group_size=samples,
+            limit=limit,
+            eos=tokenizer.eos,
+            pad=tokenizer.pad,
+            temperature=options.temperature,
+            top_p=options.top_p,
+            top_k=options.top_k,
+            suppress=options.suppress,
+            watch=watch,
+            uniforms=keyed_uniforms(seed, stream, rows, limit).to(device),
+        )
+        for token, values in out.ends.items():
+            ends[token] += values.tolist()
+        sums = (out.log_probs.double().sum(dim=1) / out.lengths.clamp_min(1)).tolist()
+        for row, length, ended, mean in zip(
+            out.tokens.tolist(), out.lengths.tolist(), out.finished.tolist(), sums, strict=True
+        ):
+            found.append((row[:length], ended, mean))
+    ids = [row for row, _, _ in found]
+    texts = [tokenizer.decode(row) for row in ids]
+    shape = (len(tokens), samples)
+    repeated = prompts.take(np.repeat(np.arange(len(prompts)), samples))
+    totals = np.full(len(ids), np.nan)
+    if rewards is not None:
+        totals = rewards.total(rewards.score(repeated, texts, completion_ids=ids))
+    return Completed(
+        texts,
+        ids,
+        totals.reshape(shape),
+        np.array([len(row) for row in ids]).reshape(shape),
+        np.array([ended for _, ended, _ in found]).reshape(shape),
+        np.array([mean for _, _, mean in found]).reshape(shape),
+        {token: np.array(values).reshape(shape) for token, values in ends.items()},
+    )
+
+
+def judged(
+    model: nn.Module,
+    tokenizer: Tokenizer,
+    prompts: Prompts | None,
+    rewards: Rewards | None,
+    options: Rollout,
+    samples: int,
+    seed: int,
+) -> dict[str, float]:
+    """Return mean reward, length and share of finished completions on some prompts."""
+    assert prompts is not None
+    found = complete(model, tokenizer, prompts, rewards, options, samples=samples, seed=seed)
+    return {
+        "validation_reward": float(np.nanmean(found.rewards)),
+        "validation_length": float(found.lengths.mean()),
+        "validation_finished": float(found.finished.mean()),
+    }
+
+
+def answer(
+    system: str, data: Tasks, found: Completed, *, samples: int, more: Mapping[str, pl.Series] | None = None
+) -> Answer:
+    """Return completions as an answer: how often they are right, with an interval over prompts.
+
+    Parameters
+    ----------
+    system
+        Name of the system.
+    data
+        What was completed.
+    found
+        The completions.
+    samples
+        Of each prompt.
+    more
+        Further columns of the completions.
+    """
+    prompts = [prompt if isinstance(prompt, str) else files.to_json(prompt) for prompt in data.prompts.prompts]
+    table = pl.DataFrame({
+        "prompt": np.repeat(np.array(prompts, dtype=object), samples).tolist(),
+        "completion": found.texts,
+        "reward": found.rewards.ravel(),
+        "finished": found.finished.ravel(),
+        "tokens": found.lengths.ravel(),
+        "mean_log_prob": found.mean_log_prob.ravel(),
+    }).with_columns(pl.col("reward").fill_nan(None), **(more or {}))  # fmt: skip
+    values: dict[str, Any] = {"prompts": len(data.prompts), "completions": len(found.texts)}
+    values["mean_tokens"], values["finished"] = float(found.lengths.mean()), float(found.finished.mean())
+    judged_rows = ~np.isnan(found.rewards).all(axis=1)
+    if not judged_rows.any():
+        text = f"{len(found.texts)} completions of {len(data.prompts)} prompts; nothing says which are right."
+        return Answer(system, text, values, {"Completions": table})
+    by_prompt = np.nanmean(found.rewards[judged_rows], axis=1)
+    values["mean_reward"] = float(by_prompt.mean())
+    text = f"the mean reward of {len(found.texts)} completions is {by_prompt.mean():.3f}"
+    if len(by_prompt) > 1:
+        effect = paired_effect(by_prompt)
+        values["mean_reward_low"], values["mean_reward_high"] = effect.low, effect.high
+        text += f" [{effect.low:.3f}, {effect.high:.3f}] (95 % interval over {len(by_prompt)} prompts)"
+    means = np.full(len(prompts), np.nan)
+    means[judged_rows] = by_prompt
+    columns = {"prompt": prompts, "mean_reward": means, "mean_tokens": found.lengths.mean(axis=1)}
+    prompt_table = pl.DataFrame(columns).with_columns(pl.col("mean_reward").fill_nan(None))
+    return Answer(system, f"{text}.", values, {"Completions": table, "Prompts": prompt_table})

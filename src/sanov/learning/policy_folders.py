@@ -1,0 +1,179 @@
+"""Folders of policies: what a finished one holds, and what a run that was stopped may go on with."""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from sanov import __version__
+from sanov.core import files
+from sanov.core.errors import InputError
+from sanov.learning.checkpoints import refuse_unfinished
+from sanov.learning.completing import Tasks
+from sanov.learning.processes import every_process, place
+from sanov.learning.rollouts import Tokenizer
+from sanov.nets.causal import load_model, load_tokenizer, save_model, weights_digest
+
+__all__ = ["CHECKPOINTS", "START", "Fitted", "begin", "opened"]
+
+SEAL, HISTORY, RUN, CHECKPOINTS, START = "sanov.json", "history.csv", "run.json", "checkpoints", "start"
+
+
+@dataclass(frozen=True, eq=False)
+class Fitted:
+    """A trained policy.
+
+    Parameters
+    ----------
+    system
+        Name of the system that trained it.
+    model, tokenizer
+        The policy.
+    config
+        Options of the system.
+    results
+        What is known of the training.
+    history
+        One row a step.
+    """
+
+    system: str
+    model: Any
+    tokenizer: Tokenizer
+    config: Mapping[str, Any] = field(default_factory=dict)
+    results: Mapping[str, Any] = field(default_factory=dict)
+    history: pl.DataFrame = field(default_factory=pl.DataFrame)
+
+    def __repr__(self) -> str:
+        weights = sum(parameter.numel() for parameter in self.model.parameters())
+        return f"<policy of {self.system}: {weights:,} weights>"
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything but weights and history, as what JSON can hold."""
+        tree = {"sanov": __version__, "system": self.system, "config": self.config, "results": self.results}
+        found: dict[str, Any] = files.plain(tree)
+        return found
+
+    def summary(self) -> str:
+        """Return what was trained and how well it does, on one screen."""
+        lines = [f"{self.system}: a policy of {sum(p.numel() for p in self.model.parameters()):,} weights"]
+        scalars = {name: value for name, value in self.results.items() if isinstance(value, int | float)}
+        width = max(map(len, scalars), default=0)
+        for name, value in scalars.items():
+            text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
+            lines.append(f"{name.replace('_', ' '):<{width}}  {text}")
+        lines += [f"- {note}" for note in self.results.get("notes", ())]
+        return "\n".join(lines)
+
+    def save(self, folder: str | Path) -> None:
+        """Write a folder that transformers loads: the seal of the whole last.
+
+        Raises
+        ------
+        InputError
+            The place cannot be written.
+        """
+        folder = Path(folder)
+        (folder / SEAL).unlink(missing_ok=True)
+        save_model(self.model, folder, self.tokenizer)
+        buffer = io.BytesIO()
+        self.history.write_csv(buffer)
+        files.write_bytes(folder / HISTORY, buffer.getvalue())
+        files.write_json(folder / SEAL, {**self.to_dict(), "weights": weights_digest(folder)})
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Fitted:
+        """Read what `save` wrote.
+
+        Raises
+        ------
+        InputError
+            The folder is missing, unfinished or damaged.
+        """
+        folder = Path(folder)
+        if not folder.is_dir():
+            found = "is a file" if folder.exists() else "there is no such folder"
+            raise InputError(found, where=str(folder), expected="a folder that `sanov fit` wrote")
+        if not (folder / SEAL).is_file():
+            fix = "a fit that was stopped goes on with --resume"
+            raise InputError(f"holds no finished policy (no {SEAL})", where=str(folder), fix=fix)
+        tree = files.read_json(folder / SEAL)
+        if weights_digest(folder) != tree["weights"]:
+            raise InputError(f"the weights are not those that {SEAL} describes", where=str(folder), fix="fit again")
+        history = pl.read_csv(folder / HISTORY) if (folder / HISTORY).is_file() else pl.DataFrame()
+        about = {"config": tree["config"], "results": tree["results"], "history": history}
+        return cls(tree["system"], load_model(folder), load_tokenizer(folder), **about)
+
+
+def begin(folder: str | Path | None, data: Tasks, config: Any, seed: int, resume: bool) -> None:
+    """Refuse a folder that holds something else, and write down what a run is; resume none that was another.
+
+    Raises
+    ------
+    InputError
+        The folder holds other files, a finished policy, an unfinished run, or one of other data or options.
+    """
+    if folder is None or place()[0] != 0:
+        every_process(None)
+        return
+    folder = Path(folder)
+    found = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    if found and RUN not in found:
+        raise InputError("is a folder with other files in it", where=str(folder), fix="name a new or an empty folder")
+    if SEAL in found and not resume:
+        raise InputError("holds a finished policy", where=str(folder), fix="name another folder, or delete this one")
+    options = _without_addresses(files.plain(config.model_dump(mode="json")))
+    run = {"data": data.prompts.digest(), "options": options, "seed": seed}
+    if resume and RUN in found:
+        other = [name for name, value in files.read_json(folder / RUN).items() if run.get(name) != value]
+        if other:
+            differ = _differ(files.read_json(folder / RUN), run)
+            fix = "resume with the same, or begin anew in another folder"
+            raise InputError(f"the run in this folder had other {differ}", where=str(folder), fix=fix)
+    else:
+        refuse_unfinished(folder / CHECKPOINTS)
+        shutil.rmtree(folder / START, ignore_errors=True)  # of a run that was refused before its first step
+        files.write_json(folder / RUN, run)
+    every_process(None)
+
+
+def _without_addresses(tree: Any) -> Any:
+    """Return options without servers' addresses and how long they are waited for: a restarted server may have another."""
+    if isinstance(tree, Mapping):
+        return {name: _without_addresses(value) for name, value in tree.items() if name != "patience"}
+    return "a server" if isinstance(tree, str) and tree.startswith(("http://", "https://")) else tree
+
+
+def _differ(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
+    """Name the fields that differ, dotted."""
+    names = []
+
+    def walk(a: Any, b: Any, path: str) -> None:
+        if isinstance(a, Mapping) and isinstance(b, Mapping):
+            for name in sorted({*a, *b}):
+                walk(a.get(name), b.get(name), f"{path}.{name}" if path else name)
+        elif a != b:
+            names.append(path.removeprefix("options."))
+
+    walk(theirs, ours, "")
+    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+
+
+def opened(fitted: Fitted | str | Path | None, system: str) -> Fitted:
+    """Return a fitted policy from what `apply` was given.
+
+    Raises
+    ------
+    InputError
+        Nothing was given, or the folder holds no finished policy.
+    """
+    if fitted is None:
+        fix = f"first: sanov fit {system} PROMPTS --out DIR; then pass --fitted DIR"
+        raise InputError("there is no policy", where=system, fix=fix)
+    return fitted if isinstance(fitted, Fitted) else Fitted.load(fitted)
