@@ -2,8 +2,8 @@
 
 Policies of 0.86 and 5.13 million weights after some steps of imitation, on chain sums: 8 prompts a step, 8 completions each,
 one thread, float32. `laser` reads the label's log-probability off the forward pass that the update makes anyway, so that a
-step costs little more; both variants, with and without the score's part in advantages, are compared with plain GRPO, all
-with the same suppressed tokens. Single steps take turns: in each, every contestant goes on from its own weights by one step, and the
+step costs little more; both variants, with and without the score's part in advantages, are compared with plain GRPO, and the
+same tokens are suppressed in all. Single steps take turns: each contestant goes on from its own weights by one step, and the
 ratio is that of medians over the steps.
 
 At test time the score of an answer needs one more token run through the cache; the peer runs prompt and answer again, as

@@ -184,11 +184,11 @@ PAPER = {
     "prompts": 8,
     "group_size": 8,
     "limit": 32,
-    "rows": {"train": 8192, "validation": 200, "test": 500},
+    "rows": {"train": 65_536, "validation": 200, "test": 500},
     "samples": {"validation": 4, "test": 8},
     "teacher": {
         "shape": {"width": 256, "layers": 6, "heads": 4, "mlp": 768, "context": 96},
-        "steps": 2400, "every": 100, "batch_size": 64, "learning_rate": 1e-3, "judged": 200,
+        "steps": 2400, "every": 100, "batch_size": 64, "learning_rate": 1.5e-3, "rate": "cosine", "warmup": 0.04, "judged": 200,
         "until": 95.0, "limit": 32,
     },
     "student": {

@@ -248,7 +248,7 @@ PAPER = {
     "prompts": 8,
     "group_size": 8,
     "limit": 32,
-    "rows": {"train": 8192, "validation": 200, "test": 500},
+    "rows": {"train": 65_536, "validation": 200, "test": 500},
     "samples": {"validation": 8, "test": 16},
     "student": {
         "shape": {"width": 128, "layers": 4, "heads": 4, "mlp": 384, "context": 96},

@@ -129,6 +129,7 @@ def _taught(
         batch_size=how["batch_size"],
         learning_rate=how["learning_rate"],
         rate=how.get("rate", "constant"),
+        warmup=how.get("warmup", 0.0),
         evaluate=evaluate,
         evaluate_every=how["every"],
         callbacks=[lambda done, metrics: metrics.get("accuracy", 0.0) >= how["until"]],
