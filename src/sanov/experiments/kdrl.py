@@ -188,8 +188,8 @@ PAPER = {
     "samples": {"validation": 4, "test": 8},
     "teacher": {
         "shape": {"width": 256, "layers": 6, "heads": 4, "mlp": 768, "context": 96},
-        "steps": 2400, "every": 100, "batch_size": 64, "learning_rate": 1.5e-3, "rate": "cosine", "warmup": 0.04, "judged": 200,
-        "until": 95.0, "limit": 32,
+        "steps": 2400, "every": 100, "batch_size": 64, "learning_rate": 1.5e-3, "rate": "cosine", "warmup": 0.04,
+        "judged": 200, "until": 95.0, "limit": 32,
     },
     "student": {
         "shape": {"width": 128, "layers": 4, "heads": 4, "mlp": 384, "context": 96},
