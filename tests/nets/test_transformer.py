@@ -180,6 +180,18 @@ def test_a_row_of_padding_alone_is_finite():
     assert all_logits(spread_out(Decoder(SMALL)), ids_of(2, 4), mask).isfinite().all()
 
 
+def test_nothing_may_be_read_and_no_row_be_there():
+    """A process that has no rows of a step still takes part in it."""
+    model, ids = Decoder(SMALL), ids_of(3, 5)
+    nowhere = torch.zeros_like(ids, dtype=torch.bool)
+    for rows in (3, 0):
+        mask, at = ~nowhere[:rows], nowhere[:rows]
+        found = model(ids[:rows], mask, {"a": Read(at, ids[:rows][at]), "logits": Read(at)})
+        assert (found["a"].shape, found["logits"].shape) == ((0,), (0, 24))
+        found["a"].sum().backward()
+    assert all(not weight.grad.any() for weight in model.parameters())
+
+
 def test_a_token_depends_on_those_before_it_alone():
     model = spread_out(Decoder(SMALL))
     ids = ids_of(1, 10)
