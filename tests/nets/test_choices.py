@@ -56,6 +56,11 @@ def test_cuts_are_those_of_transformers(top_k, top_p):
         assert (probs - logits[0].softmax(-1)).abs().min() < 1e-6  # that of before the cuts
 
 
+def test_a_share_that_is_met_exactly_is_enough():
+    """As in transformers: of two equal tokens the first alone makes up one half."""
+    assert shares(Choice(top_p=0.5), torch.zeros(1, 2)).tolist() == [1.0, 0.0]
+
+
 def test_suppressed_tokens_never_appear():
     """Not even at the ends of the unit interval, and however much the model prefers them."""
     logits = torch.tensor([[30.0, 0.0, 29.0, -1.0, 31.0]])

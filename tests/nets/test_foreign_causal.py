@@ -145,6 +145,17 @@ def test_logits_are_formed_only_where_they_are_read(kind):
     assert seen[-1] == (1 if KINDS[kind][2] else 9)
 
 
+def test_a_bias_that_grows_in_training_counts():
+    """It is zero at first, when the model is looked at."""
+    theirs, ids = made("a head with a bias"), ids_of(1, 5)
+    torch.nn.init.zeros_(theirs.lm_head.bias)
+    ours, mask = ForeignCausal(theirs), torch.ones_like(ids, dtype=torch.bool)
+    before = ours(ids, mask, {"a": Read(mask)})["a"]
+    torch.nn.init.ones_(theirs.lm_head.bias[3:4])
+    after = ours(ids, mask, {"a": Read(mask)})["a"]
+    torch.testing.assert_close((after - before)[:, 3], torch.ones(5))
+
+
 def test_rows_beyond_the_context():
     ours, ids = ForeignCausal(made("gpt2")), ids_of(1, 65)
     mask = torch.ones_like(ids, dtype=torch.bool)

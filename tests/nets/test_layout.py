@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sanov.nets.layout import layout_of
@@ -14,6 +14,7 @@ MASKS = st.integers(1, 4).flatmap(
 )
 
 
+@settings(deadline=None)
 @given(MASKS, st.booleans())
 def test_every_real_token_is_found_again(mask, dense):
     mask = torch.tensor(mask)

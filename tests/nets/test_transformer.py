@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import replace
 
 import pytest
 import torch
@@ -179,6 +180,18 @@ def test_a_row_of_padding_alone_is_finite():
     assert all_logits(spread_out(Decoder(SMALL)), ids_of(2, 4), mask).isfinite().all()
 
 
+def test_nothing_may_be_read_and_no_row_be_there():
+    """A process that has no rows of a step still takes part in it."""
+    model, ids = Decoder(SMALL), ids_of(3, 5)
+    nowhere = torch.zeros_like(ids, dtype=torch.bool)
+    for rows in (3, 0):
+        mask, at = ~nowhere[:rows], nowhere[:rows]
+        found = model(ids[:rows], mask, {"a": Read(at, ids[:rows][at]), "logits": Read(at)})
+        assert (found["a"].shape, found["logits"].shape) == ((0,), (0, 24))
+        found["a"].sum().backward()
+    assert all(not weight.grad.any() for weight in model.parameters())
+
+
 def test_a_token_depends_on_those_before_it_alone():
     model = spread_out(Decoder(SMALL))
     ids = ids_of(1, 10)
@@ -250,6 +263,37 @@ def test_saving_leaves_other_files_alone(tmp_path):
     save_decoder(Decoder(SMALL, seed=1), tmp_path)
     assert (tmp_path / "README.md").read_text() == "a card"
     assert torch.equal(load_decoder(tmp_path).lm_head.weight, Decoder(SMALL, seed=1).lm_head.weight)
+
+
+def test_an_adapter_on_a_tied_head_unties_it(tmp_path):
+    class Adapted(torch.nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + x.flip(-1) @ self.weight.T
+
+    model = spread_out(Decoder(replace(SMALL, tied=True)))
+    adapted = Adapted(16, 24, bias=False)
+    adapted.weight = model.lm_head.weight
+    model.lm_head = adapted
+    save_decoder(torch.nn.Sequential(model), tmp_path)
+    again, ids = load_decoder(tmp_path), ids_of(2, 6)
+    assert not again.shape.tied
+    assert torch.equal(again.model.embed_tokens.weight, model.model.embed_tokens.weight)
+    torch.testing.assert_close(all_logits(again, ids), all_logits(model, ids), atol=1e-5, rtol=0)
+
+
+def test_mixed_precision_stays_near():
+    model, ids = spread_out(Decoder(SMALL)), ids_of(2, 9)
+    mask = torch.arange(9) < torch.tensor([9, 3])[:, None]
+    reads = {"a": Read(mask, ids[mask])}
+    exact = model(ids, mask, reads)["a"]
+    exact.sum().backward()
+    gradient, model.lm_head.weight.grad = model.lm_head.weight.grad, None
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(ids, mask, reads)["a"]
+    found.sum().backward()
+    assert found.dtype == torch.float32
+    assert 0 < (found - exact).abs().max() < 0.1
+    assert (model.lm_head.weight.grad - gradient).norm() < 0.05 * gradient.norm()
 
 
 def test_rows_beyond_the_context():

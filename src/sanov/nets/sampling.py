@@ -192,7 +192,7 @@ class _Written:
         lengths = torch.where(finished, ends.to(torch.uint8).argmax(dim=1) + 1, used)
         padding = torch.arange(used, device=tokens.device) >= lengths[:, None]
         log_probs = probs.log().masked_fill(padding, 0.0)
-        watched = dict(zip(self.watch, self.ends.unbind(dim=1), strict=True))
+        watched = dict(zip(self.watch, self.ends.clone().unbind(dim=1), strict=True))  # inference mode made it, perhaps
         return Sampled(tokens.masked_fill(padding, pad), lengths, finished, log_probs, watched)
 
 

@@ -218,12 +218,11 @@ class Attention(nn.Module):
         wanted: Int[Tensor, " wanted"] | None,
     ) -> Float[Tensor, "places_or_wanted width"]:
         """Return what tokens gather from themselves and those before them: all tokens, or those that are wanted."""
-        q, k, v = (
-            of(states).view(len(states), -1, self.shape.per_head) for of in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        size, keys = self.shape.per_head, self.shape.key_heads
+        q = self.q_proj(states).view(len(states), self.shape.heads, size)
+        k, v = (of(states).view(len(states), keys, size) for of in (self.k_proj, self.v_proj))
         q, k, v = (layout.spread(x).transpose(1, 2) for x in (turned(q, *turn), turned(k, *turn), v))
-        shared = self.shape.key_heads != self.shape.heads
-        gathered = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=shared)
+        gathered = functional.scaled_dot_product_attention(q, k, v, is_causal=True, enable_gqa=keys != self.shape.heads)
         rows = layout.collect(gathered.transpose(1, 2)).flatten(1)
         out: Tensor = self.o_proj(rows if wanted is None else rows[wanted])
         return out
