@@ -9,7 +9,7 @@ tokens of the step, and update once by AdamW. Two cases:
 
 Blocks of steps take turns in one process, and a ratio is taken within a turn, of medians over a block's steps without the
 first. Gradients are compared on the same completions and advantages. Memory is how far the peak of a process of its own
-rises above what imports and the policy took, at the same 64 rows at once. A teacher of the policy's size joins in the last
+rises above what its imports took, at the same 64 rows at once. A teacher of the policy's size joins in the last
 comparison, of `kdrl` with plain GRPO, both sanov's.
 
 Run: ``python benchmarks/kdrl.py [--turns N] [--steps N] [--sizes 1M,5M]``; writes kdrl.json beside it.
@@ -19,7 +19,6 @@ import argparse
 import itertools
 import json
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -231,9 +230,16 @@ def worker(folder: Path, contestant: str, steps: int) -> None:
     if contestant == PEER:
         import datasets  # noqa: F401
         from trl import GRPOTrainer  # noqa: F401
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    Path("/proc/self/clear_refs").write_text("5")  # Linux: the peak begins anew, or imports would hide it
+    before = resident("VmRSS")
     RUN[contestant](folder, "fixed", steps)
-    print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024)
+    print((resident("VmHWM") - before) / 1024)
+
+
+def resident(name: str) -> int:
+    """Return the memory of this process now (VmRSS) or at its peak (VmHWM), in KiB."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(f"{name}:"))
 
 
 # -- all of it --------------------------------------------------------------------------------------------------------

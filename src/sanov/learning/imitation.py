@@ -6,6 +6,7 @@ Each completion ends with EOS. The mean is over all tokens of the step, as in `l
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 
 from sanov.core.errors import InputError
 from sanov.data.prompts import Prompts
+from sanov.learning.optimizers import adamw
 from sanov.learning.parallel import Parallel
 from sanov.learning.rollouts import Tokenizer, context_of
 from sanov.learning.schedules import Kind, schedule
@@ -82,7 +84,7 @@ def imitate(
         model,
         batches,
         _loss,
-        optimizer=lambda weights: torch.optim.AdamW(weights, lr=learning_rate, weight_decay=weight_decay, foreach=True),
+        optimizer=partial(adamw, learning_rate=learning_rate, weight_decay=weight_decay),
         steps=steps,
         schedule=schedule(rate, steps, warmup),
         clip_norm=clip_norm,

@@ -29,6 +29,7 @@ from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import Options, option
 from sanov.data.prompts import Prompts
 from sanov.data.rewards import Rewards
+from sanov.learning.optimizers import adamw
 from sanov.learning.parallel import Parallel
 from sanov.learning.policy_steps import POLICY, advantages_of, packed, sums
 from sanov.learning.processes import every_process, place
@@ -239,9 +240,7 @@ def fit(
         policy,
         feed.batches,
         feed.loss,
-        optimizer=lambda weights: torch.optim.AdamW(
-            weights, lr=training.learning_rate, weight_decay=training.weight_decay, foreach=True
-        ),
+        optimizer=partial(adamw, learning_rate=training.learning_rate, weight_decay=training.weight_decay),
         steps=training.steps,
         schedule=schedule(training.schedule, training.steps, training.warmup),
         clip_norm=training.clip_norm,
