@@ -368,22 +368,22 @@ def test_a_trl_that_changed_is_told(trainer_of, monkeypatch, tokenizer):
 
 
 def test_other_mistakes_are_told(trainer_of, tokenizer):
-    with pytest.raises(InputError, match="base: it is .*Trainer.*expected a class that derives from trl.GRPOTrainer"):
+    with pytest.raises(InputError, match=r"base: it is .*Trainer.*expected a class that derives from trl.GRPOTrainer"):
         with_signals([], transformers.Trainer)
     with pytest.raises(InputError, match="signals: one is 'kdrl'"):
         with_signals(["kdrl"])
-    with pytest.raises(InputError, match="kd.bata"):
+    with pytest.raises(InputError, match=r"kd.bata"):
         kdrl(other(), tokenizer, bata=1.0)
     with pytest.raises(InputError, match="k1 as a loss has zero expected gradient"):
         kdrl(other(), tokenizer, estimator="k1")
-    with pytest.raises(InputError, match="kd.estimator: TRL gives log-probabilities of sampled tokens"):
+    with pytest.raises(InputError, match=r"kd.estimator: TRL gives log-probabilities of sampled tokens"):
         kdrl(other(), tokenizer, estimator="exact")
     with pytest.raises(InputError, match="SFTTrainer"):
         kdrl(other(), tokenizer, combine="sft")
     model = policy()
-    with pytest.raises(InputError, match="no weight of the policy is trained. Give the teacher a model of its own"):
+    with pytest.raises(InputError, match=r"no weight of the policy is trained. Give the teacher a model of its own"):
         trainer_of([kdrl(model, tokenizer)], model=model)
     with pytest.raises(InputError, match="the policy sees images"):
         check_trainer(SimpleNamespace(processing_class=SimpleNamespace(image_processor=None)))
-    with pytest.raises(InputError, match="GRPOConfig.temperature: it is 0.5; expected 1.0"):
+    with pytest.raises(InputError, match=r"GRPOConfig.temperature: it is 0.5; expected 1.0"):
         trainer_of([laser(ref_constant=-4.0, beta=1.0, **NOW)], temperature=0.5).train()
