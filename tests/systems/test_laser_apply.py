@@ -174,6 +174,13 @@ def test_lists_of_completions_are_one_row_each():
     assert found.values["unfinished"] == 1
 
 
+def test_a_chat_is_one_completion():
+    chat = [{"role": "assistant", "content": "1:1"}]
+    one = held(Prompts(("a0+1=",), {"completion": [chat], "reward": [1]}))
+    several = held(Prompts(("a0+1=",), {"completion": [[chat, chat]], "reward": [[1, 1]]}))
+    assert (one.given.completions, several.given.completions) == (["1:1"], ["1:1", "1:1"])
+
+
 def test_a_prompt_that_comes_again_is_one():
     columns = {"completion": ["1:1", "3:3", "2:2"], "reward": [1, None, 0]}
     given = held(Prompts(("a0+1=", "a1+2=", "a0+1="), columns))

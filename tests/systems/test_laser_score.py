@@ -14,7 +14,7 @@ from sanov.learning.policies import complete
 from sanov.learning.rollouts import Rollout
 from sanov.nets.reads import Read
 from sanov.nets.sampling import keyed_uniforms, sample
-from sanov.systems.laser import Scale, SelfReward, SelfRewardSignal
+from sanov.systems.laser import Scale, SelfReward, SelfRewardSignal, scoring
 from sanov.systems.laser.scale import Measured, check_rule, measure, usual_beta
 from sanov.systems.laser.scoring import end_log_probs, end_log_probs_of
 from sanov.systems.laser.tokens import check_absent, check_unseen, label_tokens, reserved_tokens
@@ -140,6 +140,27 @@ def test_a_sampler_that_does_not_watch_is_made_up_for():
     rollouts = rollouts_of(texts, prompt=heads, eos=EOS, pad=PAD)
     again = end_log_probs(model, rollouts.ids, rollouts.lengths, rollouts.finished, LABEL)
     torch.testing.assert_close(again, found.ends[LABEL], rtol=0, atol=1e-5, equal_nan=True)
+
+
+def test_every_process_makes_as_many_passes(monkeypatch):
+    """Where another has three parts, the one part here is followed by two passes that change nothing."""
+    heads, found = sampled(eager(), rows=12)
+    texts = [found.tokens[row, : found.lengths[row]].tolist() for row in range(12)]
+    rollouts, passes = rollouts_of(texts, prompt=heads, eos=EOS, pad=PAD), []
+
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = eager()
+
+        def forward(self, *inputs):
+            passes.append(1)
+            return self.inner(*inputs)
+
+    monkeypatch.setattr(scoring, "every_process", lambda value: [value, 3])
+    values = end_log_probs(Counting(), rollouts.ids, rollouts.lengths, rollouts.finished, LABEL)
+    assert len(passes) == 3
+    torch.testing.assert_close(values, found.ends[LABEL], rtol=0, atol=1e-5, equal_nan=True)
 
 
 # -- the label --------------------------------------------------------------------------------------------------------

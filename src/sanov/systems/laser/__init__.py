@@ -153,21 +153,21 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
     policies.begin(out, data, config, seed, resume)
     kept = None if out is None else Path(out) / policies.START
     opened = policies.open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept)
-    signal = SelfRewardSignal(config.self_reward, seed=seed, keep=_keeper(out, opened[1]))
+    signal = SelfRewardSignal(config.self_reward, seed=seed, keep=_keeper(out, opened[1], resume))
     found = policies.fit(
         data, system="laser", config=config, signals=[signal], opened=opened, seed=seed, out=out, resume=resume
     )
     return Fitted.of(found, signal.reference)
 
 
-def _keeper(out: str | Path | None, tokenizer: Any) -> Callable[[nn.Module], None] | None:
+def _keeper(out: str | Path | None, tokenizer: Any, resume: bool) -> Callable[[nn.Module], None] | None:
     """Return what writes the reference down, so that a policy in a folder can be scored with it."""
     if out is None:
         return None
     folder = Path(out)
 
     def keep(model: nn.Module) -> None:
-        if not (folder / REFERENCE).is_dir():
+        if not (resume and (folder / REFERENCE).is_dir()):
             save_reference(model, tokenizer, folder)
 
     return keep

@@ -14,7 +14,7 @@ from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.data import prompts as prompt_tables
 from sanov.data.prompts import Prompts
-from sanov.data.verifiers import Verifier
+from sanov.data.verifiers import Verifier, text_of
 from sanov.learning import policies
 from sanov.learning.policies import Tasks
 
@@ -69,7 +69,7 @@ class Questions(Tasks):
 
 
 def read(sources: Sequence[Any], rewards: Sequence[str]) -> Questions:
-    """Read prompts; a column ``completion`` (a text, or a list of them) or ``score`` makes it a table of completions.
+    """Read prompts; a column ``completion`` (a text, a chat, or a list of them) or ``score`` makes it a table of completions.
 
     In a table with scores, ``answer`` is the answer of each completion, and its reward stands in ``reward``; in any other,
     ``answer`` is the right one, for the rewards.
@@ -117,7 +117,7 @@ def held(table: Prompts, rewards: Sequence[str] = ()) -> Questions:
     if rewards or not (scored or "reward" in cells):
         functions = policies.read([distinct.prompts], rewards, needed=False).rewards
     groups = distinct.groups[rows]
-    texts = ["" if text is None else str(text) for text in cells["completion"]] if "completion" in cells else None
+    texts = [_text(cell) for cell in cells["completion"]] if "completion" in cells else None
     known = _numbers(cells.get("reward", [None] * len(rows)), f"{table.name}, column 'reward'")
     if functions is not None and texts is not None:
         known = functions.total(functions.score(distinct.prompts.take(groups), texts))
@@ -143,20 +143,29 @@ def _long(table: Prompts) -> tuple[list[int], dict[str, list[Any]]]:
     rows: list[int] = []
     cells: dict[str, list[Any]] = {name: [] for name in names}
     for row, cell in enumerate(table.columns[main]):
-        count = len(cell) if isinstance(cell, list | tuple) else None
+        count = len(cell) if _are_several(cell) else None
         rows += [row] * (1 if count is None else count)
         for name in names:
             cells[name] += _spread(table.columns[name][row], count, f"{table.name}, row {row + 1}", name, main)
     return rows, cells
 
 
+def _are_several(cell: Any) -> bool:
+    """Whether a cell holds several completions, and not one, be it a chat of messages."""
+    return isinstance(cell, list | tuple) and not any(isinstance(part, Mapping) for part in cell)
+
+
 def _spread(cell: Any, count: int | None, where: str, name: str, main: str) -> list[Any]:
-    if not isinstance(cell, list | tuple):
+    if not _are_several(cell):
         return [cell] * (1 if count is None else count)
     if count is None or len(cell) != count:
         found = f"{name!r} has {len(cell)} entries and {main!r} {'is one' if count is None else f'has {count}'}"
         raise InputError(found, where=where, expected="one entry a completion")
     return list(cell)
+
+
+def _text(cell: Any) -> str:
+    return "" if cell is None else text_of(cell) if isinstance(cell, list | tuple) else str(cell)
 
 
 @dataclass(frozen=True)

@@ -58,7 +58,7 @@ def answer(
     told = [*notes, *found.notes]
     if silent:
         told.append(
-            f"{silent} completions give no answer ({unfinished} were cut at the limit): their score is 0, they do not vote"
+            f"{silent} completions give no answer ({unfinished} were cut at the limit): they score 0 and do not vote."
         )
     tables = {"Completions": _completions(judged, found.threshold, found.columns), "Votes": votes, **found.tables}
     return Answer(

@@ -11,7 +11,9 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor, nn
 
 from sanov.core.errors import InputError
+from sanov.learning.processes import every_process
 from sanov.learning.rollouts import Tokenizer, context_of
+from sanov.nets.decoding import evaluating
 from sanov.nets.reads import Read
 
 __all__ = ["end_log_probs", "end_log_probs_of"]
@@ -32,7 +34,7 @@ def end_log_probs(
     Parameters
     ----------
     model
-        ``model(ids, mask, reads)``; it is put in evaluation mode meanwhile.
+        ``model(ids, mask, reads)``; it is put in evaluation mode meanwhile. Where there are several processes, all call.
     ids, lengths
         Prompt and completion, padded on the right, and where each ends.
     finished
@@ -42,10 +44,10 @@ def end_log_probs(
     """
     found = torch.full((len(ids),), math.nan, dtype=torch.float32, device=ids.device)
     device = next(model.parameters()).device
-    modes = [(part, part.training) for part in model.modules()]
-    model.eval()
-    try:
-        for rows in _parts(lengths, finished):
+    parts = list(_parts(lengths, finished))
+    most = max(every_process(len(parts)))  # a pass of weights that are divided is one of all processes
+    with evaluating(model):
+        for rows in [*parts, *[torch.zeros(1, dtype=torch.long, device=ids.device)] * (most - len(parts))]:
             width = int(lengths[rows].max())
             real = torch.arange(width, device=ids.device)[None] < lengths[rows, None]
             last = torch.nn.functional.one_hot(lengths[rows] - 1, width).bool()
@@ -53,10 +55,7 @@ def end_log_probs(
             values = model(ids[rows, :width].to(device), real.to(device), {"end": read})["end"]
             found = found.to(values.dtype)
             found[rows] = values.to(found.device)
-    finally:
-        for part, training in modes:
-            part.training = training
-    return found
+    return found.masked_fill(~finished, math.nan)
 
 
 def _parts(lengths: Tensor, chosen: Tensor) -> Iterator[Tensor]:

@@ -151,7 +151,7 @@ class SelfRewardSignal(Signal):
         token, spare = label_tokens(tokenizer, own.token, needs_spare=own.loss == "bce")
         self.suppressed = (token,) if spare is None else (token, spare)
         self.watched, self.group_size = (token,) if own.active else (), options.group_size
-        check_unseen(tokenizer, self.suppressed, prompts)
+        check_unseen(tokenizer, self.suppressed if own.loss == "bce" else (token,), prompts)
         assert own.beta is not None
         scale, notes = Scale(token, spare, own.loss, own.beta, None, correction=own.correction), []
         if own.loss == "mse":
