@@ -3,8 +3,8 @@
 Policies of 0.86 and 5.13 million weights after some steps of imitation, on chain sums: 8 prompts a step, 8 completions each,
 one thread, float32. `laser` reads the label's log-probability off the forward pass that the update makes anyway, so that a
 step costs little more; both variants, with and without the score's part in advantages, are compared with plain GRPO, and the
-same tokens are suppressed in all. Single steps take turns: each contestant goes on from its own weights by one step, and the
-ratio is that of medians over the steps.
+same tokens are suppressed in all. Single steps take turns: each contestant, in a process of its own, takes one while the
+others wait, and the ratio is that of medians over the steps.
 
 At test time the score of an answer needs one more token run through the cache; the peer runs prompt and answer again, as
 the paper's released script does. Ratios are taken within a turn.
@@ -14,8 +14,11 @@ Run: ``python benchmarks/laser.py [--steps N] [--turns N]``; writes laser.json b
 
 import argparse
 import json
+import os
 import platform
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
 from importlib.metadata import version
@@ -24,6 +27,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+import kdrl
 from kdrl import SIZES, TOKENIZERS, differing, make, rows
 from sanov.data.rewards import Rewards
 from sanov.learning import policies, policy
@@ -44,52 +48,68 @@ WAYS = {
 
 
 class Contestant:
-    """A run that is held between two steps, so that others have their turn."""
+    """A run in a process of its own, that is held between two steps so that others have their turn."""
 
-    def __init__(self, folder: Path, own: dict, steps: int):
-        from threading import Semaphore, Thread
-
-        self.go, self.done, self.seconds = Semaphore(0), Semaphore(0), []
-        self.thread = Thread(target=self._run, args=(folder, own, steps), daemon=True)
-        self.thread.start()
+    def __init__(self, folder: Path, name: str, steps: int):
+        words = [
+            sys.executable,
+            "-W",
+            "ignore",
+            __file__,
+            "--worker",
+            name,
+            "--folder",
+            str(folder),
+            "--steps",
+            str(steps),
+        ]
+        found = os.pathsep.join([str(Path(kdrl.__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+        self.process = subprocess.Popen(
+            words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env={**os.environ, "PYTHONPATH": found}
+        )
+        self.seconds: list[float] = []
 
     def step(self) -> None:
-        """Let it take one step, and wait for its end."""
-        self.go.release()
-        self.done.acquire()
+        """Let it take one step, and keep the seconds that it says it took."""
+        self.process.stdin.write("go\n")
+        self.process.stdin.flush()
+        self.seconds.append(float(self.process.stdout.readline()))
 
-    def _run(self, folder: Path, own: dict, steps: int) -> None:
-        torch.set_num_threads(1)
-        signal = SelfRewardSignal(SelfReward(reference="constant", ref_constant=-8.0, **own))
-        self.go.acquire()
-        self.start = time.perf_counter()
-        policy.fit(
-            rows(),
-            load_model(folder),
-            TOKENIZER,
-            Rewards((differing,)),
-            signals=[signal],
-            rollouts=Rollout(prompts_per_step=PROMPTS, group_size=GROUP, max_completion_length=LIMIT),
-            training=policy.Optimisation(steps=steps, learning_rate=RATE, micro_batch_tokens=8192),
-            callbacks=[lambda done, metrics: self._wait(done, steps)],
-        )
-        self.done.release()
 
-    def _wait(self, done: int, steps: int) -> None:
-        self.seconds.append(time.perf_counter() - self.start)
+def worker(folder: Path, name: str, steps: int) -> None:
+    """Take a step at each line of standard input, and print its seconds."""
+    signal = SelfRewardSignal(SelfReward(reference="constant", ref_constant=-8.0, **WAYS[name]))
+    clock = {"start": 0.0}
+
+    def wait(done: int) -> None:
+        if done:
+            print(time.perf_counter() - clock["start"], flush=True)
         if done < steps:
-            self.done.release()
-            self.go.acquire()
-            self.start = time.perf_counter()
+            sys.stdin.readline()
+            clock["start"] = time.perf_counter()
+
+    wait(0)
+    policy.fit(
+        rows(),
+        load_model(folder),
+        TOKENIZER,
+        Rewards((differing,)),
+        signals=[signal],
+        rollouts=Rollout(prompts_per_step=PROMPTS, group_size=GROUP, max_completion_length=LIMIT),
+        training=policy.Optimisation(steps=steps, learning_rate=RATE, micro_batch_tokens=8192),
+        callbacks=[lambda done, metrics: wait(done)],
+    )
 
 
 def training(folder: Path, steps: int) -> dict:
     """Return milliseconds a step and the ratio to plain GRPO; the first step of each also builds what the run needs."""
-    running = {name: Contestant(folder, own, steps + 1) for name, own in WAYS.items()}
+    running = {name: Contestant(folder, name, steps + 1) for name in WAYS}
     order = list(running)
     for turn in range(steps + 1):
         for name in order[turn % 3 :] + order[: turn % 3]:
             running[name].step()
+    for each in running.values():
+        each.process.communicate()
     medians = {name: statistics.median(each.seconds[1:]) for name, each in running.items()}
     found: dict = {f"{name}, ms a step": round(1000 * value, 1) for name, value in medians.items()}
     found |= {f"{name}, ratio": round(medians[name] / medians[PLAIN], 3) for name in WAYS if name != PLAIN}
@@ -128,10 +148,15 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=30)
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--sizes", default="1M,5M")
+    parser.add_argument("--worker")
+    parser.add_argument("--folder", type=Path)
     parser.add_argument("--imitation", type=int, default=200)
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     chosen = parser.parse_args()
     torch.set_num_threads(1)
+    if chosen.worker:
+        worker(chosen.folder, chosen.worker, chosen.steps)
+        return
     found: dict = {"machine": platform.machine(), "python": platform.python_version(), "threads": 1}
     found["torch"] = version("torch")
     with tempfile.TemporaryDirectory() as place:
