@@ -13,7 +13,7 @@ from learning.toy_run import vector
 from sanov.advantages import group_advantages
 from sanov.core.errors import InputError, SanovWarning
 from sanov.learning import policies, policy
-from sanov.learning.rollouts import Rollouts
+from sanov.learning.rollouts import Rollouts, local_sampler
 from sanov.learning.token_teachers import LocalTeacher
 from sanov.systems import laser
 from sanov.systems.kdrl import Distillation, KdSignal, Mixing
@@ -79,6 +79,17 @@ def test_with_a_teacher_beside_it_gradients_add():
         both.append(gradient(model, rollouts, signals)[0])
     nothing, with_kd, with_laser, with_both = both
     torch.testing.assert_close(with_both - nothing, (with_kd - nothing) + (with_laser - nothing), rtol=1e-4, atol=1e-6)
+
+
+def test_scores_of_a_step_cost_no_further_pass(monkeypatch):
+    """They are read off the sampler's cache; only a sampler that does not watch asks for a pass."""
+    from sanov.systems.laser import signal as module
+
+    monkeypatch.setattr(module, "end_log_probs", lambda *_: pytest.fail("another pass"))
+    _, history, _ = run(eager(), steps=1, signals=[signal(tau=0.3)], reward=small_digits)
+    assert "self_reward/acc" in history.to_frame().columns
+    with pytest.raises(pytest.fail.Exception):
+        run(eager(), steps=1, signals=[signal()], reward=small_digits, sampler=lambda *a, **b: local_sampler(*a, **b))
 
 
 # -- when -------------------------------------------------------------------------------------------------------------
