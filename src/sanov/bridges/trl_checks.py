@@ -11,7 +11,7 @@ from sanov.core.errors import InputError
 __all__ = ["PIP", "VERSIONS", "check_arguments", "check_batch", "check_trainer", "check_version"]
 
 VERSIONS = ((1, 16),)  # of TRL, major and minor
-PIP = "pip install 'trl==1.16.*'"
+PIP = "run: pip install 'trl==1.16.*'"
 HOOKS = {  # what is called or overridden, and the parameters that are relied upon
     "_generate_and_score_completions": ("inputs",),
     "_calculate_rewards": ("inputs", "prompts", "completions", "completion_ids_list"),
@@ -56,7 +56,7 @@ def check_version(version: str, trainer: type) -> None:
     numbers = tuple(int(part) if part.isdecimal() else -1 for part in version.split(".")[:2])
     expected = " or ".join(f"{major}.{minor}" for major, minor in VERSIONS)
     if numbers not in VERSIONS:
-        raise InputError(f"TRL {version} is installed", where="trl", expected=expected, fix=f"{PIP}")
+        raise InputError(f"TRL {version} is installed", where="trl", expected=expected, fix=PIP)
     for name, parameters in HOOKS.items():
         method = getattr(trainer, name, None)
         taken = inspect.signature(method).parameters if callable(method) else {}
