@@ -87,7 +87,7 @@ def test_a_term_is_the_derivative_by_the_clusters_multiplicity(method, design):
 
     once = np.ones(len(np.unique(clusters)))
     np.testing.assert_allclose([estimates.a, estimates.b], coefficients(once), rtol=1e-9)
-    for unit in (0, 3, 11):
+    for unit in (0, 3, len(once) - 1):
         shift = np.zeros_like(once)
         shift[unit] = 1e-4
         slope = (coefficients(once + shift) - coefficients(once - shift)) / 2e-4
