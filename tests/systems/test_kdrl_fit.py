@@ -317,7 +317,10 @@ def test_a_teacher_that_rules_a_token_out_is_told(folder, monkeypatch):
         ('{"question": "a1+1="}\n', r"prompt"),
         ('{"prompt": "a1+1="}\n', r"nothing says how completions are rewarded"),
         ('{"prompt": "a1+1=", "answer": 2}\n{"prompt": null, "answer": 2}\n', r"row 2|line 2"),
-        ('{"prompt": "a1+1=", "answer": 2}\n{"prompt": "A1+1=", "answer": 2}\n', r"'A', which has no token"),
+        (
+            '{"prompt": "a1+1=", "answer": 2}\n{"prompt": "A1+1=", "answer": 2}\n',
+            r"p.jsonl, row 2: character 1 is 'A', which has no token",
+        ),
     ],
 )
 def test_prompts_that_are_none(folder, tmp_path, text, message, command):

@@ -223,7 +223,10 @@ def encoded(prompts: Prompts, tokenizer: Tokenizer, limit: int | None, context: 
         A prompt leaves no room in the context. It is never cut.
     """
     start = [] if tokenizer.bos is None else [tokenizer.bos]
-    tokens = [[*start, *tokenizer.encode(prompt)] for prompt in prompts.prompts]
+    tokens = [
+        [*start, *_encoded(tokenizer, prompt, f"{prompts.name}, row {row}")]
+        for row, prompt in enumerate(prompts.prompts, start=1)
+    ]
     for row, ids in enumerate(tokens, start=1):
         where = f"{prompts.name}, row {row}"
         if not ids:
@@ -237,6 +240,14 @@ def encoded(prompts: Prompts, tokenizer: Tokenizer, limit: int | None, context: 
         fix = f"rollouts.max_completion_length={context - longest}, or leave long prompts out"
         raise InputError(found, where=prompts.name, expected=f"at most the context's {context} together", fix=fix)
     return tokens, limit or min(DEFAULT_LIMIT, context - longest)
+
+
+def _encoded(tokenizer: Tokenizer, prompt: Any, where: str) -> list[int]:
+    """Return a prompt's tokens; what the tokenizer refuses is told with its row."""
+    try:
+        return tokenizer.encode(prompt)
+    except InputError as error:
+        raise InputError(error.found, where=where, expected=error.expected, fix=error.fix) from None
 
 
 def context_of(model: nn.Module) -> int:
