@@ -1,6 +1,6 @@
 """TRL's own GRPOTrainer on a model of a few thousand weights, with signals and without."""
 
-import subprocess
+import importlib
 import sys
 from types import SimpleNamespace
 
@@ -16,7 +16,7 @@ import tiny_llama
 from learning.policy_toy import gradient
 from sanov.bridges.trl import kdrl, laser, with_signals
 from sanov.bridges.trl_checks import check_batch, check_trainer
-from sanov.core.errors import InputError
+from sanov.core.errors import InputError, MissingExtra
 from sanov.learning.policy import Grpo, Signal
 from sanov.learning.token_teachers import LocalTeacher
 from sanov.nets.foreign_causal import ForeignCausal
@@ -159,9 +159,14 @@ def test_where_nothing_is_asked_for_the_gradients_are_trls_bit_for_bit(gradients
     assert plain[0].abs().max() > 0
 
 
-def test_importing_the_bridge_imports_no_trl():
-    code = "import sys, sanov.bridges.trl; assert not {'trl', 'transformers'} & set(sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
+def test_importing_the_bridge_needs_no_trl(monkeypatch):
+    for name in ("trl", "trl_batches", "trl_checks", "trl_trainer"):
+        monkeypatch.delitem(sys.modules, f"sanov.bridges.{name}")
+    for name in ("trl", "transformers"):
+        monkeypatch.setitem(sys.modules, name, None)  # an import would fail
+    anew = importlib.import_module("sanov.bridges.trl")
+    with pytest.raises(MissingExtra, match=r"pip install 'sanov\[trl\]'"):
+        anew.with_signals([])
 
 
 # -- the same gradients as by learning.policy -------------------------------------------------------------------------
@@ -203,21 +208,26 @@ def test_shaped_rewards_become_advantages_as_trls_do(gradients_of, teacher):
 
 
 def test_micro_batches_change_nothing(gradients_of, teacher):
-    """Completions differ in length, and masks in how much of them they leave."""
+    """Completions differ in length, and masks in how much of them they leave; two steps may share what was sampled."""
     kd = Distillation(beta=0.3, schedule="constant", mask="response", denominator="masked_tokens")
-    whole, parts = (
+    whole, parts, halves = (
         gradients_of(
-            [KdSignal(teacher, kd, Mixing(), steps=1), laser(ref_constant=-4.0, beta=1.0, **NOW)],
-            per_device_train_batch_size=8 // many,
+            [KdSignal(teacher, kd, Mixing(), steps=2), laser(ref_constant=-4.0, beta=1.0, **NOW)],
+            per_device_train_batch_size=rows,
             gradient_accumulation_steps=many,
+            steps_per_generation=8 // rows,
+            max_steps=steps,
+            learning_rate=0.0,
         )
-        for many in (1, 4)
+        for rows, many, steps in ((8, 1, 1), (2, 4, 1), (2, 2, 2))
     )
     assert close(parts[0], whole[0])
+    assert close((halves[0] + halves[1]) / 2, whole[0])
+    assert not close(halves[0], whole[0], 1e-3)
 
 
 def test_completions_that_serve_two_updates_are_off_policy_in_the_second(trainer_of, teacher):
-    kd = Distillation(beta=0.3, schedule="constant", combine="advantage")
+    kd = Distillation(beta=0.3, beta_end=0.1, anneal_share=1.0, combine="advantage")
     look, signal, keep = Look(), KdSignal(teacher, kd, Mixing(), steps=2), Keep()
     trainer_of([look, signal], keep=keep, num_iterations=2, max_steps=2).train()
     model = policy()
@@ -281,27 +291,43 @@ def test_a_run_that_goes_on_keeps_what_it_measured(trainer_of, tmp_path):
 # -- a script of a user's ---------------------------------------------------------------------------------------------
 
 
-def test_a_script_trains_and_logs_as_before(trainer_of, tmp_path, tokenizer):
+class Counting(GRPOTrainer):
+    """Counts the passes of the policy."""
+
+    passes = 0
+
+    def _get_per_token_logps_and_entropies(self, *args, **kwargs):
+        self.passes += 1
+        return super()._get_per_token_logps_and_entropies(*args, **kwargs)
+
+
+def test_a_script_trains_and_logs_as_before(trainer_of, tmp_path):
     folder = tiny_llama.save(other(), tmp_path / "teacher")
     look = Look()
-    signals = [look, kdrl(folder, record=tmp_path / "teacher.db", beta=0.3, beta_end=0.1, anneal_share=0.5)]
-    trainer = trainer_of(signals, max_steps=2, evaluated=True, per_device_eval_batch_size=8)
+    signals = [look, kdrl(folder, record=tmp_path / "teacher.db", beta=0.3, beta_end=0.1, anneal_share=1.0)]
+    trainer = trainer_of(signals, base=Counting, max_steps=2, evaluated=True, per_device_eval_batch_size=8)
+    judged = trainer.evaluate()
+    assert np.isfinite(judged["eval_loss"])
+    assert not look.seen
+    trainer.passes = 0
     trainer.train()
+    assert trainer.passes == 2 * 2  # what was sampled, and the loss
     logged = [row for row in trainer.state.log_history if "kd/k1" in row]
-    assert [row["kd/beta"] for row in logged] == pytest.approx([0.3, 0.1])
+    assert [row["kd/beta"] for row in logged] == pytest.approx([0.3, 0.2])
     assert {"kd/k2", "kd/mask_frac", "kd/teacher_logp", "reward", "entropy", "loss", "grad_norm"} <= logged[0].keys()
+    assert logged[0]["kd/k1"] == pytest.approx(gap_by_transformers(look.seen[0]), rel=1e-4)
+    assert (tmp_path / "teacher.db").is_file()
+
+
+def gap_by_transformers(rollouts):
+    """Mean log-ratio of policy and teacher over the tokens of completions."""
     gaps = []
-    for row in range(8):  # by transformers alone
-        rollouts = look.seen[0]
+    for row in range(len(rollouts)):
         ids, start = rollouts.ids[row, : int(rollouts.lengths[row])], int(rollouts.starts[row])
         with torch.no_grad():
             logs = [model(ids[None]).logits[0, start - 1 : -1].log_softmax(-1) for model in (policy(), other())]
         gaps.append((logs[0] - logs[1]).gather(1, ids[start:, None]))
-    assert logged[0]["kd/k1"] == pytest.approx(float(torch.cat(gaps).mean()), rel=1e-4)
-    assert (tmp_path / "teacher.db").is_file()
-    judged = trainer.evaluate()
-    assert np.isfinite(judged["eval_loss"])
-    assert not any("kd/" in name for name in judged)
+    return float(torch.cat(gaps).mean())
 
 
 def test_a_teacher_may_be_a_model(trainer_of, tokenizer):

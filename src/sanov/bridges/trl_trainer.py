@@ -228,7 +228,7 @@ class Signalled:
     def compute_loss(self, model: nn.Module, inputs: dict[str, Tensor], *args: Any, **kwargs: Any) -> Any:
         """Return TRL's loss with the advantages and old log-probabilities of signals, and their components added."""
         parent: Any = super()
-        part = step_of(inputs, int(self.state.global_step)) if self.model.training else None
+        part = step_of(inputs, int(self.state.global_step))
         if part is None:
             return parent.compute_loss(model, inputs, *args, **kwargs)
         asked = {name: read for signal in self.signals for name, read in signal.reads(part).items()}
