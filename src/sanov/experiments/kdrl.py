@@ -21,7 +21,7 @@ __all__ = ["CLAIM"]
 
 TUNED_BY = {"random_teacher": "kdrl", "k1_loss": "kdrl"}
 TUNED = tuple(arm for arm in ARMS if arm not in TUNED_BY)
-RANGES = {"learning_rate": (1e-4, 2e-3), "beta": (0.02, 1.0), "share": (0.25, 0.75)}
+RANGES = {"learning_rate": (2e-5, 1e-3), "beta": (0.02, 1.0), "share": (0.25, 0.75)}
 KD: dict[str, dict[str, Any]] = {
     "opd": {"combine": "opd"},
     "kdrl_constant": {"combine": "loss", "schedule": "constant"},

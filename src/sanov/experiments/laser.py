@@ -25,7 +25,7 @@ __all__ = ["CLAIM"]
 
 TUNED_BY = {"permuted": "laser_mse", "score_alone": "laser_mse"}
 TUNED = tuple(arm for arm in ARMS if arm not in TUNED_BY)
-RANGES = {"learning_rate": (1e-4, 2e-3), "alpha": (0.03, 1.0)}
+RANGES = {"learning_rate": (2e-5, 1e-3), "alpha": (0.03, 1.0)}
 SELF: dict[str, dict[str, Any]] = {
     "laser_mse": {"tau": 0.0},
     "laser": {"tau": 0.1},
