@@ -19,6 +19,7 @@ from sanov.learning import policies
 from sanov.learning.policies import Evaluation, Tasks
 from sanov.systems import laser
 from sanov.systems.laser import Config, Fitted, SelfReward, verification
+from sanov.systems.laser.calibration import held_out
 from sanov.systems.laser.reading import answers_of, held
 from systems.laser_toy import LABEL, PAD, SHORT, SPARE, eager, small_digits
 
@@ -96,6 +97,12 @@ def test_what_is_fitted_is_judged_on_other_prompts(answer):
     verdicts = answer.to_frame("Verdicts")
     assert verdicts["judged_on"].to_list() == ["all prompts", *["held-out prompts"] * 3, "those with an answer"]
     assert verdicts["completions"].to_list()[:4] == [48, 24, 24, 24]
+    whole = answer.to_frame()
+    scores, right = whole["score"].to_numpy(), whole["reward"].to_numpy() == 1
+    fit = held_out(np.repeat(np.arange(12), 4), 0.5, seed=1)
+    assert answer.values["fitted_threshold"] == laser.fit_threshold(scores[fit], right[fit])
+    others = laser.verdicts(scores[~fit], right[~fit], threshold=answer.values["fitted_threshold"])
+    assert (verdicts["f1"][2], verdicts["auroc"][2]) == (others["f1"], others["auroc"])
     calibrated = laser.apply(
         asked(), OPTIONS.model_copy(update={"score_threshold": "calibrated"}), fitted=fitted(), seed=1
     )

@@ -19,6 +19,7 @@ from sanov.systems import laser
 from sanov.systems.kdrl import Distillation, KdSignal, Mixing
 from sanov.systems.laser import SelfReward, SelfRewardSignal, permuted_labels
 from sanov.systems.laser.judging import judge_own
+from sanov.systems.laser.scoring import end_log_probs
 from systems.laser_toy import EOS, FIXED, LABEL, SHORT, SPARE, Still, config, eager, questions, signal, small_digits
 
 SUPPRESSED = SHORT.model_copy(update={"suppress": (LABEL, SPARE)})
@@ -267,6 +268,20 @@ def test_the_two_label_verifier_learns_probabilities():
     assert losses[3] < losses[0] - 0.5
     scores = own.scale.scores(torch.tensor([math.log(0.25)]))
     assert float(scores[0]) == pytest.approx(0.25)
+
+
+def test_each_label_is_taught_after_the_answers_that_it_is_true_of():
+    """The loss of a step by hand: -w log pi(z_c) after right rows, -w log pi(z_i) after wrong ones."""
+    model, own, rollouts = decoder(), begun(signal(loss="bce", tau=0.0)), a_step()
+    own.score(rollouts, 0, model)
+    labels = {
+        token: end_log_probs(model, rollouts.ids, rollouts.lengths, rollouts.finished, token)
+        for token in (LABEL, SPARE)
+    }
+    true = torch.where(rollouts.rewards == 1, labels[LABEL], labels[SPARE])[rollouts.finished].double()
+    expected = -(rollouts.rows["self_reward_weight"][rollouts.finished] * true).sum() / 7
+    assert gradient(model, rollouts, [own])[1]["self_reward"] == pytest.approx(float(expected), rel=1e-5)
+    assert float((labels[LABEL] - labels[SPARE])[rollouts.finished].abs().max()) > 0.01
 
 
 # -- learning ---------------------------------------------------------------------------------------------------------
