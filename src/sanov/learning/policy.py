@@ -56,7 +56,7 @@ class Optimisation(Options):
 
     steps: int = option(120, "Number of updates.", source="choice: arXiv 2609.04108 has 120 to 150", ge=1)
     learning_rate: float = option(
-        3e-4, "Of AdamW; about 1e-6 for models of billions of weights.", source="choice", gt=0
+        1e-4, "Of AdamW; about 1e-6 for models of billions of weights.", source="choice: 3e-4 unlearns", gt=0
     )
     weight_decay: float = option(0.0, "Decoupled weight decay.", source="TRL 1.16", ge=0)
     clip_norm: float | None = option(1.0, "Largest norm of the gradient; none for any.", source="paper", gt=0)
