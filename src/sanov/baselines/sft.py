@@ -91,9 +91,7 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
     InputError
         There are no solutions, or one does not fit the context.
     """
-    policies.begin(out, data, config, seed, resume)
-    kept = None if out is None else Path(out) / policies.START
-    opened = policies.open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept)
+    opened = policies.start(data, config, seed=seed, out=out, resume=resume)
     return policies.imitated(data, system="sft", config=config, opened=opened, seed=seed, out=out, resume=resume)
 
 

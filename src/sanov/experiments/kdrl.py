@@ -41,18 +41,7 @@ def _cells(families: Sequence[str], trials: int) -> Callable[[Sequence[int]], li
     def cells(seeds: Sequence[int]) -> list[Cell]:
         found = [Cell("shared", {"data": family, "model": "teacher"}) for family in families]
         found += list(starts.student_cells(families, seeds))
-        found += [
-            Cell("tune", {"data": family, "arm": arm, "trial": trial})
-            for family in families
-            for arm in TUNED
-            for trial in range(trials)
-        ]
-        return found + [
-            Cell("compare", {"data": family, "arm": arm, "seed": seed})
-            for seed in seeds
-            for family in families
-            for arm in ARMS
-        ]
+        return found + list(starts.arm_cells(families, ARMS, TUNED, trials, seeds))
 
     return cells
 
@@ -158,43 +147,27 @@ def _k1() -> Any:
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
 
-TINY = {"width": 16, "layers": 1, "heads": 2, "mlp": 32, "context": 64}
 SMOKE = {
-    "trials": 1,
+    **starts.SMOKE_RUN,
     "steps": 4,
     "every": 2,
-    "prompts": 4,
-    "group_size": 4,
-    "limit": 12,
-    "rows": {"train": 256, "validation": 20, "test": 20},
     "samples": {"validation": 1, "test": 2},
     "teacher": {
-        "shape": {**TINY, "width": 32}, "steps": 30, "every": 30, "batch_size": 32, "learning_rate": 3e-3,
+        "shape": {**starts.TINY, "width": 32}, "steps": 30, "every": 30, "batch_size": 32, "learning_rate": 3e-3,
         "judged": 10, "until": 90.0, "limit": 12,
     },
     "student": {
-        "shape": TINY, "steps": 10, "every": 10, "batch_size": 32, "learning_rate": 3e-3,
+        "shape": starts.TINY, "steps": 10, "every": 10, "batch_size": 32, "learning_rate": 3e-3,
         "judged": 10, "until": 25.0, "limit": 12,
     },
 }  # fmt: skip
 PAPER = {
-    "trials": 5,
-    "steps": 120,
-    "every": 10,
-    "prompts": 8,
-    "group_size": 8,
-    "limit": 32,
-    "rows": {"train": 65_536, "validation": 200, "test": 500},
+    **starts.PAPER_RUN,
     "samples": {"validation": 4, "test": 8},
     "teacher": {
         "shape": {"width": 256, "layers": 6, "heads": 4, "mlp": 768, "context": 96},
         "steps": 2400, "every": 100, "batch_size": 64, "learning_rate": 1.5e-3, "rate": "cosine", "warmup": 0.04,
         "judged": 200, "until": 95.0, "limit": 32,
-    },
-    "student": {
-        "shape": {"width": 128, "layers": 4, "heads": 4, "mlp": 384, "context": 96},
-        "steps": 1500, "every": 25, "batch_size": 64, "learning_rate": 2e-3, "judged": 200,
-        "until": 20.0, "limit": 32,
     },
 }  # fmt: skip
 

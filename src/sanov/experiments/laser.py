@@ -41,18 +41,7 @@ def _cells(families: Sequence[str], trials: int) -> Callable[[Sequence[int]], li
 
     def cells(seeds: Sequence[int]) -> list[Cell]:
         found = list(starts.student_cells(families, seeds))
-        found += [
-            Cell("tune", {"data": family, "arm": arm, "trial": trial})
-            for family in families
-            for arm in TUNED
-            for trial in range(trials)
-        ]
-        return found + [
-            Cell("compare", {"data": family, "arm": arm, "seed": seed})
-            for seed in seeds
-            for family in families
-            for arm in ARMS
-        ]
+        return found + list(starts.arm_cells(families, ARMS, TUNED, trials, seeds))
 
     return cells
 
@@ -224,37 +213,21 @@ def _votes(found: Any, scores: np.ndarray, right: np.ndarray, rows: Any, samples
 
 # -- sizes ------------------------------------------------------------------------------------------------------------
 
-TINY = {"width": 16, "layers": 1, "heads": 2, "mlp": 32, "context": 64}
 SMOKE = {
-    "trials": 1,
+    **starts.SMOKE_RUN,
     "steps": 6,
     "every": 3,
     "warmup": 2,
-    "prompts": 4,
-    "group_size": 4,
-    "limit": 12,
-    "rows": {"train": 256, "validation": 20, "test": 20},
     "samples": {"validation": 2, "test": 16},
     "student": {
-        "shape": TINY, "steps": 60, "every": 30, "batch_size": 32, "learning_rate": 1e-2,
+        "shape": starts.TINY, "steps": 60, "every": 30, "batch_size": 32, "learning_rate": 1e-2,
         "judged": 10, "until": 25.0, "limit": 12,
     },
 }  # fmt: skip
 PAPER = {
-    "trials": 5,
-    "steps": 120,
-    "every": 10,
+    **starts.PAPER_RUN,
     "warmup": 50,
-    "prompts": 8,
-    "group_size": 8,
-    "limit": 32,
-    "rows": {"train": 65_536, "validation": 200, "test": 500},
     "samples": {"validation": 8, "test": 16},
-    "student": {
-        "shape": {"width": 128, "layers": 4, "heads": 4, "mlp": 384, "context": 96},
-        "steps": 1500, "every": 25, "batch_size": 64, "learning_rate": 2e-3, "judged": 200,
-        "until": 20.0, "limit": 32,
-    },
 }  # fmt: skip
 
 CLAIM = Claim(

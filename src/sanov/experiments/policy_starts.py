@@ -8,7 +8,8 @@ sixth of its size stops where it is right now and then, so that there is somethi
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from itertools import product
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -47,6 +48,23 @@ SIZES: dict[str, dict[str, Any]] = {
 }
 TOKENIZER = CharTokenizer()
 TEACHER_SEED, DATA_SEED = 77, 20_250_604
+TINY = {"width": 16, "layers": 1, "heads": 2, "mlp": 32, "context": 64}
+SMOKE_RUN = {
+    "trials": 1,
+    "prompts": 4,
+    "group_size": 4,
+    "limit": 12,
+    "rows": {"train": 256, "validation": 20, "test": 20},
+}
+PAPER_RUN = {
+    "trials": 5, "steps": 120, "every": 10, "prompts": 8, "group_size": 8, "limit": 32,
+    "rows": {"train": 65_536, "validation": 200, "test": 500},
+    "student": {
+        "shape": {"width": 128, "layers": 4, "heads": 4, "mlp": 384, "context": 96},
+        "steps": 1500, "every": 25, "batch_size": 64, "learning_rate": 2e-3, "judged": 200,
+        "until": 20.0, "limit": 32,
+    },
+}  # fmt: skip
 SEEDS_APART = 1_000  # the seed of tuning, which is none of the comparison
 
 
@@ -80,6 +98,16 @@ def _decoder(shape: Mapping[str, Any], seed: int) -> Decoder:
 def untrained(shape: Mapping[str, Any]) -> Decoder:
     """Return a model that was never taught."""
     return _decoder(shape, TEACHER_SEED)
+
+
+def arm_cells(
+    families: Sequence[str], arms: Iterable[str], tuned: Iterable[str], trials: int, seeds: Sequence[int]
+) -> Iterator[Cell]:
+    """Yield the trials of every arm that is tuned, and then every arm on every seed, seed by seed."""
+    for family, arm, trial in product(families, tuned, range(trials)):
+        yield Cell("tune", {"data": family, "arm": arm, "trial": trial})
+    for seed, family, arm in product(seeds, families, arms):
+        yield Cell("compare", {"data": family, "arm": arm, "seed": seed})
 
 
 def student_cells(families: Sequence[str], seeds: Sequence[int]) -> Iterator[Cell]:

@@ -45,6 +45,7 @@ __all__ = [
     "open_policy",
     "opened",
     "read",
+    "start",
 ]
 
 
@@ -153,6 +154,32 @@ def open_policy(
         with files.atomic_folder(kept) as temporary:
             save_model(model, temporary, tokenizer)
     return model, tokenizer
+
+
+def start(data: Tasks, config: Any, *, seed: int, out: str | Path | None, resume: bool) -> tuple[Any, Tokenizer]:
+    """Begin or resume a run in a folder, and open the policy that it trains.
+
+    Parameters
+    ----------
+    data
+        Prompts and rewards.
+    config
+        With ``policy`` and ``start``.
+    seed, out, resume
+        As in `fit`.
+
+    Returns
+    -------
+    The model, and its tokenizer.
+
+    Raises
+    ------
+    InputError
+        See `policy_folders.begin` and `open_policy`.
+    """
+    begin(out, data, config, seed, resume)
+    kept = None if out is None else Path(out) / START
+    return open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept)
 
 
 def fit(

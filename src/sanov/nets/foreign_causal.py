@@ -204,7 +204,7 @@ class ForeignCausal(nn.Module):
             first = way.prefill(ids, mask)
             try:
                 way.select(torch.tensor([1, 0, 1], device=device))
-            except (AttributeError, NotImplementedError):
+            except (AttributeError, NotImplementedError):  # a cache from which rows cannot be chosen
                 return False
             found.append(torch.cat([first, way.step(ids[[0, 1, 1], 1])]))
         return _alike(*found)

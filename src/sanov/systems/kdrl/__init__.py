@@ -121,9 +121,7 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
     """
     teacher = _teacher(config)
     signal = KdSignal(teacher, config.kd, config.mixing, steps=config.training.steps)
-    policies.begin(out, data, config, seed, resume)
-    kept = None if out is None else Path(out) / policies.START
-    opened = policies.open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept)
+    opened = policies.start(data, config, seed=seed, out=out, resume=resume)
     how: dict[str, Any] = {
         "system": "kdrl",
         "config": config,

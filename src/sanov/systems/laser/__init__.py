@@ -150,9 +150,7 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
     InputError
         The label token cannot be used, beta does not go with c_ref, a reward is no 0 or 1, or see `learning.policies.fit`.
     """
-    policies.begin(out, data, config, seed, resume)
-    kept = None if out is None else Path(out) / policies.START
-    opened = policies.open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept)
+    opened = policies.start(data, config, seed=seed, out=out, resume=resume)
     signal = SelfRewardSignal(config.self_reward, seed=seed, keep=_keeper(out, opened[1], resume))
     found = policies.fit(
         data, system="laser", config=config, signals=[signal], opened=opened, seed=seed, out=out, resume=resume
