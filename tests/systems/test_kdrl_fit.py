@@ -186,8 +186,9 @@ def test_exact_divergence_from_a_local_teacher_alone(folder, tmp_path):
         fitted(folder, f"record={tmp_path / 'r.db'}", estimator="exact", beta=0.1)
 
 
-def test_two_processes_are_one(folder, tmp_path):
-    """The same global batch on two gloo processes: equal weights to 1e-4."""
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_two_processes_are_one(folder, tmp_path, parallel):
+    """The same global batch on two gloo processes, weights whole or divided: equal weights to 1e-4."""
     import socket
 
     whole = fitted(folder, "training.steps=4", beta=0.3, schedule="constant", out=tmp_path / "one")
@@ -200,7 +201,7 @@ def test_two_processes_are_one(folder, tmp_path):
         f"policy={folder / 'policy'}",
         f"teacher={folder / 'teacher'}",
     ]
-    words += ["kd.beta=0.3", "kd.schedule=constant"]
+    words += ["kd.beta=0.3", "kd.schedule=constant", f"training.parallel={parallel}"]
     launch = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={port}"]
     launch += ["-m", "sanov.cli", "fit", "kdrl", str(folder / "prompts.jsonl"), *words, "--out", str(tmp_path / "two")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", "ACCELERATE_USE_CPU": "1"}

@@ -17,7 +17,7 @@ from torch.optim import Optimizer
 from sanov.core.errors import InputError, require
 from sanov.learning.processes import joined
 
-__all__ = ["Parallel", "Prepared", "prepared"]
+__all__ = ["Parallel", "Prepared", "is_sharded", "prepared"]
 
 Parallel = Literal["auto", "ddp", "fsdp"]
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], Optimizer]
@@ -76,7 +76,7 @@ class Prepared:
         model: Any = self.model
         if last or self.processes == 1:
             yield
-        elif _is_sharded(model):
+        elif is_sharded(model):
             model.set_requires_gradient_sync(False)
             try:
                 yield
@@ -192,7 +192,7 @@ def _check_trackers(names: Iterable[str]) -> None:
 
 def _sharded(accelerator: Any, model: nn.Module, parallel: Parallel) -> bool:
     """Whether weights are sharded by us: Accelerate does so on some devices only, and else falls back to DDP."""
-    if _is_sharded(model):
+    if is_sharded(model):
         return True
     asked = os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
     if parallel == "ddp" and asked:
@@ -201,15 +201,16 @@ def _sharded(accelerator: Any, model: nn.Module, parallel: Parallel) -> bool:
     return wanted and accelerator.num_processes > 1 and not accelerator.is_fsdp2
 
 
-def _is_sharded(model: nn.Module) -> bool:
+def is_sharded(model: nn.Module) -> bool:
+    """Whether each process holds a part of a model's weights."""
     return hasattr(model, "set_requires_gradient_sync")  # what FSDP2 adds to a module
 
 
 def _prepared(accelerator: Any, model: nn.Module, make: MakeOptimizer, sharded: bool) -> Prepared:
     model.train()
-    if not (accelerator.is_fsdp2 or _is_sharded(model)):
+    if not (accelerator.is_fsdp2 or is_sharded(model)):
         model.to(accelerator.device)
-    if sharded and not _is_sharded(model):  # it is, where it was trained before
+    if sharded and not is_sharded(model):  # it is, where it was trained before
         _shard(accelerator, model)
     weights = [weight for weight in model.parameters() if weight.requires_grad]
     if not weights:

@@ -19,6 +19,7 @@ from sanov.data.rewards import Rewards, load
 from sanov.learning.completing import EVALUATION, Completed, Tasks, answer, complete, judged
 from sanov.learning.history import History
 from sanov.learning.imitation import imitate
+from sanov.learning.parallel import is_sharded
 from sanov.learning.policy import Signal
 from sanov.learning.policy import fit as fit_policy
 from sanov.learning.policy_folders import CHECKPOINTS, START, Fitted, begin, opened
@@ -26,7 +27,7 @@ from sanov.learning.processes import every_process, place
 from sanov.learning.rollouts import Tokenizer
 from sanov.learning.servers import open_sampler
 from sanov.nets.causal import load_model, load_tokenizer, save_model
-from sanov.nets.transformer import Decoder, Shape
+from sanov.nets.transformer import Decoder, Shape, plain_copy
 
 __all__ = [
     "CHECKPOINTS",
@@ -308,6 +309,8 @@ def written(
     out: str | Path | None,
 ) -> Fitted:
     """Return what was trained, and write it down where a folder is given."""
+    if isinstance(model, Decoder) and is_sharded(model):  # every process helps to gather what the first one writes
+        model = plain_copy(model)
     results = {**found, "steps": len(history), **history.evaluations.get(len(history), {})}
     fitted = Fitted(system, model.eval(), tokenizer, config.model_dump(mode="json"), results, history.to_frame())
     if out is not None:

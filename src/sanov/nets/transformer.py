@@ -24,7 +24,16 @@ from sanov.nets.layout import Layout, layout_of
 from sanov.nets.reads import Read, places_of, read_states
 from sanov.nets.shapes import TOKENS, Shape, config_of, rope_turns, shape_of
 
-__all__ = ["Decoder", "Shape", "check_length", "decoder_of", "head_weight", "load_decoder", "save_decoder"]
+__all__ = [
+    "Decoder",
+    "Shape",
+    "check_length",
+    "decoder_of",
+    "head_weight",
+    "load_decoder",
+    "plain_copy",
+    "save_decoder",
+]
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 SPREAD = 0.02  # standard deviation of untrained weights, as transformers has it for this family
@@ -378,6 +387,17 @@ def save_decoder(model: nn.Module, directory: str | Path) -> None:
     files.write_json(folder / "generation_config.json", {"_from_model_config": True, **tokens})
     dtype = str(weights[EMBEDDING].dtype).removeprefix("torch.")
     files.write_json(folder / "config.json", config_of(shape, tokens, dtype))
+
+
+def plain_copy(model: Decoder) -> Decoder:
+    """Return a decoder of the same weights with nothing wrapped around it, on the CPU.
+
+    Where each process holds a part of the weights (FSDP2), every process must call it.
+    """
+    copy = Decoder(model.shape, seed=None)
+    copy.load_state_dict(_plain_weights(model))
+    copy.special_tokens = dict(model.special_tokens)
+    return copy.eval()
 
 
 @torch.no_grad()
