@@ -92,6 +92,14 @@ def test_gsm8k_can_be_asked_for_in_boxes(checker, data_folder):
     assert not checker.is_right(rf"\boxed{{{int(row['answer']) + 1}}}", row)
 
 
+def test_a_missing_answer_is_no_text_that_could_be_right(checker):
+    table = Prompts(("2+3?", "what?"), {"answer": ["5", None]}, "mine.jsonl")
+    with pytest.raises(InputError, match=r"mine\.jsonl, row 2: the gold answer .* fails its own verifier"):
+        checker.validate(table)
+    assert not checker.is_right(r"\boxed{None}", table.row(1))
+    assert checker.is_right(r"\boxed{7}", {"answer": None, "solution": r"It is \boxed{7}."})
+
+
 def test_gold_answers_may_stand_in_the_solution_alone(checker):
     for solution in (r"$\frac{1}{3}$", r"So it is \boxed{\frac{1}{3}}.", r"\frac{1}{3}"):
         table = Prompts(("1/3?",), {"solution": [solution]})

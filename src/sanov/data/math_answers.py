@@ -56,8 +56,8 @@ class Math(Verifier):
 
 
 def _gold(row: Mapping[str, Any]) -> str:
-    if "answer" not in row:
-        solution = str(row["solution"])
+    if row.get("answer") is None:
+        solution = str(row.get("solution") or "")  # nothing at all is no answer, and equals none
         return last_boxed(solution) or solution.strip().strip("$")
     text = str(row["answer"])
     return text.rpartition(MARK)[2].strip().replace(",", "") if MARK in text else text
