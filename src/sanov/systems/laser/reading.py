@@ -20,6 +20,7 @@ from sanov.learning.policies import Tasks
 
 __all__ = ["Given", "Questions", "answers_of", "held", "read", "told"]
 
+TRUTHS = {"none": True, "": True, "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 OF_A_COMPLETION = ("completion", "score", "answer", "reward", "finished")
 
 
@@ -131,7 +132,7 @@ def held(table: Prompts, rewards: Sequence[str] = ()) -> Questions:
         else None
     )
     scores = _numbers(cells["score"], f"{table.name}, column 'score'", needed=True) if scored else None
-    finished = np.array([cell is None or bool(cell) for cell in cells.get("finished", [None] * len(rows))])
+    finished = _ended(cells.get("finished", [None] * len(rows)), f"{table.name}, column 'finished'")
     given = Given(groups, texts, answers, scores, known, finished)
     return Questions(distinct.prompts, functions, given)
 
@@ -208,6 +209,15 @@ def _numbers(cells: Sequence[Any], where: str, *, needed: bool = False) -> Float
         if needed and not math.isfinite(found[row]):
             raise InputError(f"the cell is {cell}", where=f"{where}, row {row + 1}", expected="a finite number")
     return found
+
+
+def _ended(cells: Sequence[Any], where: str) -> Bool[np.ndarray, " rows"]:
+    """Return which completions ended: those of which nothing is said did."""
+    found = [TRUTHS.get(str(cell).strip().lower()) for cell in cells]
+    odd = next((row for row, truth in enumerate(found) if truth is None), None)
+    if odd is not None:
+        raise InputError(f"the cell is {cells[odd]!r:.80}", where=f"{where}, row {odd + 1}", expected="true or false")
+    return np.array(found, dtype=bool)
 
 
 def answers_of(
