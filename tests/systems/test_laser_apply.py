@@ -181,6 +181,12 @@ def test_lists_of_completions_are_one_row_each():
     assert found.values["unfinished"] == 1
 
 
+def test_what_ended_may_be_said_in_any_way_that_tables_have():
+    for cells in ([True, False, None], ["TRUE", "False", ""], [1, 0, 1.0], ["1", "0", None]):
+        given = held(Prompts(("a0+1=",) * 3, {"completion": ["1:1"] * 3, "finished": cells}))
+        assert given.given.finished.tolist() == [True, False, True]
+
+
 def test_a_chat_is_one_completion():
     chat = [{"role": "assistant", "content": "1:1"}]
     one = held(Prompts(("a0+1=",), {"completion": [chat], "reward": [1]}))
@@ -206,6 +212,7 @@ def test_a_prompt_that_comes_again_is_one():
             "row 1: 'reward' has 1 entries and 'completion' has 2",
         ),
         ({"completion": ["1", "2"], "reward": [1, 0.5]}, r"completion 2: the reward is 0\.5"),
+        ({"completion": ["1", "2"], "finished": ["yes", "no"]}, r"'finished', row 1: the cell is 'yes'"),
     ],
 )
 def test_tables_that_do_not_fit_are_refused(columns, told):
@@ -301,6 +308,22 @@ def test_an_exact_scale_needs_the_reference():
     np.testing.assert_allclose(table["score"], 0.0, atol=1e-5)  # against itself
     judged = laser.apply(held(Prompts(("a0+1=",), {"completion": ["1:1"], "reward": [1]})), OPTIONS, fitted=same)
     assert judged.to_frame()["score"][0] == pytest.approx(0.0, abs=1e-5)
+
+
+def test_the_reference_is_the_one_that_is_asked_for():
+    stored = Fitted.of(fitted(exact=True), eager())
+    found = laser.apply(asked(), config(reference="constant"), fitted=stored, seed=1).to_frame()["score"]
+    assert found.equals(laser.apply(asked(), OPTIONS, fitted=fitted(), seed=1).to_frame()["score"])
+    for policy in (fitted(), PLAIN):
+        with pytest.raises(InputError, match="the policy at its start, which is not there"):
+            laser.apply(asked(), config(reference="exact", ref_constant=-9.0), fitted=policy)
+
+
+def test_another_loss_is_refused():
+    with pytest.raises(InputError, match=r"self_reward\.loss=bce: the policy was trained with mse"):
+        laser.apply(asked(), config(loss="bce"), fitted=fitted())
+    again = laser.apply(asked(), config(loss="mse", correction=True), fitted=fitted(), seed=1).to_frame()["score"]
+    assert again.equals(laser.apply(asked(), OPTIONS, fitted=fitted(), seed=1).to_frame()["score"])
 
 
 def test_two_labels_need_no_constant():

@@ -62,22 +62,29 @@ def _with_constant(
     fitted: Fitted, scale: Scale, options: SelfReward, data: Questions, rollouts: Rollout, seed: int
 ) -> Scale:
     if not isinstance(options.ref_constant, str):
-        return scale.changed(constant=options.ref_constant, std=None, samples=0, exact=False)
+        return scale.changed(constant=options.ref_constant, std=None, samples=0, exact=options.reference == "exact")
     sampling = rollouts.model_copy(update={"suppress": tuple(sorted({*rollouts.suppress, *scale.suppressed}))})
     found = measure(fitted.model, fitted.tokenizer, data.prompts, sampling, scale.token, seed=seed)
-    return scale.changed(constant=found.mean, std=found.std, samples=found.samples, exact=False)
+    exact = options.reference == "exact"
+    return scale.changed(constant=found.mean, std=found.std, samples=found.samples, exact=exact)
 
 
 def _unstored(fitted: Fitted, options: SelfReward) -> Scale:
     own = options.resolved(fitted.tokenizer)
     assert own.beta is not None
     token, spare = label_tokens(fitted.tokenizer, own.token, needs_spare=own.loss == "bce")
-    return Scale(token, spare, own.loss, own.beta, None, correction=own.correction)
+    exact = own.loss == "mse" and own.reference == "exact"
+    return Scale(token, spare, own.loss, own.beta, None, exact=exact, correction=own.correction)
 
 
 def _changed(fitted: Fitted, scale: Scale, options: SelfReward) -> Scale:
     """Return a stored scale with what was given instead; c_ref of one token says nothing of another."""
     given = options.model_fields_set
+    if "loss" in given and options.loss != scale.loss:
+        found, fix = f"the policy was trained with {scale.loss}", "leave it out: a score is what was trained"
+        raise InputError(found, where=f"self_reward.loss={options.loss}", fix=fix)
+    if "reference" in given and options.reference != "auto" and scale.loss == "mse":
+        scale = scale.changed(exact=options.reference == "exact")
     if "token" in given and options.token:
         token, spare = label_tokens(fitted.tokenizer, options.token)
         if token != scale.token and options.ref_constant == "auto" and scale.loss == "mse":
