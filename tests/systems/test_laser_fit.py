@@ -1,6 +1,7 @@
 """Training: what is plain GRPO bit for bit, when the loss and the advantages begin, and what changes nothing."""
 
 import math
+import warnings
 
 import numpy as np
 import pytest
@@ -15,6 +16,8 @@ from sanov.core.errors import InputError, SanovWarning
 from sanov.learning import policies, policy
 from sanov.learning.rollouts import Rollouts, local_sampler
 from sanov.learning.token_teachers import LocalTeacher
+from sanov.nets.causal import save_model
+from sanov.nets.reads import Read
 from sanov.systems import laser
 from sanov.systems.kdrl import Distillation, KdSignal, Mixing
 from sanov.systems.laser import SelfReward, SelfRewardSignal, permuted_labels
@@ -332,6 +335,43 @@ def test_a_fit_writes_what_its_scores_need(tmp_path):
     assert load_file(tmp_path / "copy" / "reference" / "model.safetensors").keys()
     with pytest.raises(InputError, match="finished policy"):
         laser.fit(questions(), options, out=tmp_path / "out")
+
+
+def test_weights_in_half_precision_are_trained_in_single(tmp_path):
+    """A step of 1e-6 is less than half precision tells from none."""
+    options = config(tmp_path / "start", eager().bfloat16(), training=policy.Optimisation(steps=2, learning_rate=1e-6))
+    before = load_file(tmp_path / "start" / "model.safetensors")
+    assert {weight.dtype for weight in before.values()} == {torch.bfloat16}
+    after = laser.fit(questions(), options).model.state_dict()
+    moved = torch.cat([(after[name] != weight.float()).flatten() for name, weight in before.items()])
+    assert moved.float().mean() > 0.5
+
+
+def test_an_adapter_is_trained_alone(tmp_path):
+    peft, transformers = pytest.importorskip("peft"), pytest.importorskip("transformers")
+    save_model(eager(), tmp_path / "start", TOKENIZER)
+    base = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "start")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # PEFT asks transformers by a name of before
+        adapted = peft.get_peft_model(base, peft.LoraConfig(r=2, target_modules=["q_proj"], task_type="CAUSAL_LM"))
+    adapted.save_pretrained(tmp_path / "adapter")
+    TOKENIZER.save(tmp_path / "adapter")
+    options = config(tmp_path / "start", self_reward=SelfReward(correction=True, reference="exact"))
+    found = laser.fit(
+        questions(), options.model_copy(update={"policy": str(tmp_path / "adapter")}), out=tmp_path / "out"
+    )
+    own = dict(found.model.named_parameters())
+    trained = {name for name, weight in own.items() if weight.requires_grad}
+    assert trained == {name for name in own if "lora_" in name}
+    assert all(own[name].any() for name in trained)  # one of each two begins at zero
+    assert sorted(path.name for path in (tmp_path / "out").glob("*.safetensors")) == ["adapter_model.safetensors"]
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
+    ids = torch.randint(0, 20, (2, 5), generator=torch.Generator().manual_seed(0))
+    mask = torch.ones_like(ids, dtype=torch.bool)
+    loaded = laser.Fitted.load(tmp_path / "out")
+    reads = {"logits": Read(mask)}
+    torch.testing.assert_close(theirs(ids).logits.flatten(0, 1), loaded.model(ids, mask, reads)["logits"])
+    torch.testing.assert_close(loaded.reference(ids, mask, reads)["logits"], eager()(ids, mask, reads)["logits"])
 
 
 def test_what_was_interrupted_is_what_never_was(tmp_path):

@@ -26,7 +26,7 @@ from sanov.learning.policy_folders import CHECKPOINTS, START, Fitted, begin, ope
 from sanov.learning.processes import every_process, place
 from sanov.learning.rollouts import Tokenizer
 from sanov.learning.servers import open_sampler
-from sanov.nets.causal import load_model, load_tokenizer, save_model
+from sanov.nets.causal import load_model, load_tokenizer, save_model, trainable
 from sanov.nets.transformer import Decoder, Shape, plain_copy
 
 __all__ = [
@@ -112,7 +112,7 @@ def open_policy(
     Parameters
     ----------
     folder
-        A Hugging Face folder; empty to make one.
+        A Hugging Face folder, or that of an adapter of PEFT, whose weights alone are then trained; empty to make one.
     start, prompts
         The shape of what is made, and what it imitates.
     seed
@@ -130,7 +130,7 @@ def open_policy(
         The folder cannot be read, or there is nothing to imitate.
     """
     if folder:
-        return load_model(folder), load_tokenizer(folder)
+        return trainable(load_model(folder)), load_tokenizer(folder)
     if kept is not None and (kept / "config.json").is_file():
         return load_model(kept), load_tokenizer(kept)
     from sanov.data.tokens import CharTokenizer

@@ -5,6 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.nets.foreign_causal import ForeignCausal, load_causal
@@ -12,7 +14,7 @@ from sanov.nets.shapes import strange
 from sanov.nets.transformer import Decoder, load_decoder, save_decoder
 from sanov.nets.vocabulary import load_tokenizer
 
-__all__ = ["load_model", "load_tokenizer", "save_model", "weights_digest"]
+__all__ = ["load_model", "load_tokenizer", "save_model", "trainable", "weights_digest"]
 
 
 def load_model(directory: str | Path) -> Decoder | ForeignCausal:
@@ -32,6 +34,25 @@ def load_model(directory: str | Path) -> Decoder | ForeignCausal:
         return load_decoder(place).eval()
     model: Decoder | ForeignCausal = load_causal(place)[0]
     return model.eval()
+
+
+def trainable(model: Decoder | ForeignCausal) -> Decoder | ForeignCausal:
+    """Make a model that was loaded ready to be trained, in place: an adapter's weights alone where it has one, else all.
+
+    What is trained is in single precision: half of it would round most steps of a small learning rate away.
+
+    Parameters
+    ----------
+    model
+        As `load_model` returns it.
+    """
+    wrapped: Any = getattr(model, "wrapped", None)
+    if hasattr(wrapped, "peft_config"):
+        wrapped.set_adapter(wrapped.active_adapters())  # asks for gradients, which loading does not
+    for weight in model.parameters():
+        if weight.requires_grad and weight.dtype in (torch.float16, torch.bfloat16):
+            weight.data = weight.data.float()
+    return model
 
 
 def save_model(model: Any, directory: str | Path, tokenizer: Any = None) -> None:

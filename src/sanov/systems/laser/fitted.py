@@ -58,7 +58,7 @@ class Fitted(policies.Fitted):
         """
         found = policies.Fitted.load(folder)
         kept = Path(folder) / REFERENCE
-        return cls.of(found, load_model(kept) if (kept / "config.json").is_file() else None)
+        return cls.of(found, load_model(kept) if kept.is_dir() else None)
 
 
 def save_reference(model: Any, tokenizer: Any, folder: str | Path) -> None:
