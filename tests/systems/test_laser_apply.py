@@ -127,6 +127,19 @@ def test_the_score_is_shown_beside_what_costs_nothing(answer):
     assert len(answer.summary().splitlines()) <= 24
 
 
+def test_a_reward_that_was_trained_on_is_asked_for():
+    policy = Fitted("laser", eager(), TOKENIZER, {"rewards": ["mine:good", "exact"]}, {"self_reward": SCALE})
+    found = laser.apply(asked(None), OPTIONS, fitted=policy)
+    assert "rewards=mine:good,exact" in " ".join(found.notes)
+    assert "rewards=" not in " ".join(laser.apply(asked(), OPTIONS, fitted=policy).notes)
+
+
+def test_how_answers_are_found_is_told_where_no_verifier_says():
+    given = held(Prompts(("a0+1=",), {"completion": ["1:1"], "answer": [1]}), ["exact"])
+    assert any("the last box" in note for note in laser.apply(asked(), OPTIONS, fitted=fitted()).notes)
+    assert not any("the last box" in note for note in laser.apply(given, OPTIONS, fitted=fitted()).notes)
+
+
 def test_the_label_is_never_in_a_completion():
     found = laser.apply(asked(None), OPTIONS, fitted=fitted(eager(label=9.0, eos=0.5)))
     assert "nothing says which are right" in found.sentence
@@ -258,6 +271,7 @@ def test_answers_share_a_form():
     assert found(Number(), "so #### 1,080.50") == ["1080.5"]
     assert found(Countdown(), "2 * 3", "3*2") == ["2*3", "3*2"]
     assert found(None, "3,7: 7 ", "no colon", "") == ["7", "no colon", None]
+    assert found(None, r"so: \boxed{5}. Note: done", r"thus \boxed{5}", "a: 3 #### 5\n", ":") == ["5", "5", "5", None]
     assert found(small_digits, "3:") == [None]
     assert found(Rounded(), "2.0", "3", "2", "2.0") == ["2.0", "3", "2.0", "2.0"]
 

@@ -209,6 +209,11 @@ def apply(data: Tasks, config: Config, *, fitted: policies.Fitted | str | Path |
             samples = config.evaluation.samples
             judged = judging.judge_own(policy, scale, questions, config.rollouts, samples, seed=seed)
         notes.append(_told(scale))
+        names = policy.config.get("rewards") or ()
+        if names and not judged.known.any():
+            notes.append(f"trained with rewards={','.join(names)}: give that here too, and answers are judged by it.")
+    if reading.verifier_of(questions) is None and (questions.given is None or questions.given.answers is None):
+        notes.append(PLAIN)
     return report.answer(
         judged,
         threshold=config.score_threshold,
@@ -217,6 +222,12 @@ def apply(data: Tasks, config: Config, *, fitted: policies.Fitted | str | Path |
         notes=notes,
         provenance={"input": questions.prompts.digest()},
     )
+
+
+PLAIN = (
+    "no built-in reward reads answers here: an answer is the last box of a completion, else what follows its last #### or "
+    "colon, else all of it."
+)
 
 
 def _opened(fitted: Any) -> Fitted:

@@ -13,12 +13,13 @@ from jaxtyping import Bool, Float64, Int
 from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.data import prompts as prompt_tables
+from sanov.data.math_answers import last_boxed
 from sanov.data.prompts import Prompts
 from sanov.data.verifiers import Verifier, text_of
 from sanov.learning import policies
 from sanov.learning.policies import Tasks
 
-__all__ = ["Given", "Questions", "answers_of", "held", "read", "told"]
+__all__ = ["Given", "Questions", "answers_of", "held", "plain_answer", "read", "told", "verifier_of"]
 
 TRUTHS = {"none": True, "": True, "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 OF_A_COMPLETION = ("completion", "score", "answer", "reward", "finished")
@@ -220,13 +221,33 @@ def _ended(cells: Sequence[Any], where: str) -> Bool[np.ndarray, " rows"]:
     return np.array(found, dtype=bool)
 
 
+def verifier_of(data: Tasks) -> Verifier | None:
+    """Return the first built-in verifier among the rewards."""
+    functions = () if data.rewards is None else data.rewards.functions
+    return next((function for function in functions if isinstance(function, Verifier)), None)
+
+
+def plain_answer(text: str) -> str | None:
+    r"""Return what a completion most likely gives for its answer.
+
+    That is its last ``\boxed{}``; else what follows its last ``####``, else its last colon; else all of it. None if that is
+    empty.
+
+    Parameters
+    ----------
+    text
+        The completion.
+    """
+    mark = next((mark for mark in ("####", ":") if mark in text), "")
+    return last_boxed(text) or (text.rpartition(mark)[2] if mark else text).strip() or None
+
+
 def answers_of(
     data: Tasks, groups: Int[np.ndarray, " rows"], texts: Sequence[str], finished: Bool[np.ndarray, " rows"]
 ) -> list[str | None]:
     """Return the answer of each completion, such that equal answers to one prompt are the same text.
 
-    A verifier among the rewards knows how to find an answer and which are equal; without one it is the text after the last
-    colon, or all of it where there is none.
+    A verifier among the rewards knows how to find an answer and which are equal; without one see `plain_answer`.
 
     Parameters
     ----------
@@ -235,15 +256,14 @@ def answers_of(
     groups, texts, finished
         Number of the prompt of each completion, its text, and whether it ended: if not, it has given no answer.
     """
-    functions = () if data.rewards is None else data.rewards.functions
-    verifier = next((function for function in functions if isinstance(function, Verifier)), None)
+    verifier = verifier_of(data)
     found: list[str | None] = []
     seen: dict[int, list[str]] = {}
     for group, text, ended in zip(groups.tolist(), texts, finished.tolist(), strict=True):
         if not ended:
             answer = None
         elif verifier is None:
-            answer = text.rpartition(":")[2].strip() or None
+            answer = plain_answer(text)
         else:
             answer = verifier.answer(text, data.prompts.row(group))
         if answer is not None and verifier is not None:
