@@ -332,6 +332,12 @@ def test_a_fit_writes_what_its_scores_need(tmp_path):
     assert laser.Config.model_validate(loaded.config) == options
     assert fitted.to_dict()["results"]["c_ref"] == scale["constant"]
     loaded.save(tmp_path / "copy")
+    card = pytest.importorskip("huggingface_hub").ModelCard.load(tmp_path / "copy" / "README.md")
+    assert card.data.to_dict() == {
+        "library_name": "transformers", "pipeline_tag": "text-generation", "tags": ["sanov", "laser"],
+    }  # fmt: skip
+    assert fitted.summary() in card.text
+    assert str(tmp_path / "start") in card.text
     assert load_file(tmp_path / "copy" / "reference" / "model.safetensors").keys()
     with pytest.raises(InputError, match="finished policy"):
         laser.fit(questions(), options, out=tmp_path / "out")

@@ -23,6 +23,30 @@ from sanov.nets.causal import load_model, load_tokenizer, save_model, weights_di
 __all__ = ["CHECKPOINTS", "START", "Fitted", "begin", "opened"]
 
 SEAL, HISTORY, RUN, CHECKPOINTS, START = "sanov.json", "history.csv", "run.json", "checkpoints", "start"
+CARD = """---
+library_name: transformers
+pipeline_tag: text-generation
+tags:
+- sanov
+- {system}
+---
+# A policy trained by {system}
+
+It began as {start}. Rewards: {rewards}.
+
+```
+{summary}
+```
+
+`sanov.json` holds all options and results, `history.csv` the course of the training; `sanov show {system}` tells the
+method and whom to cite. The folder loads as any other:
+
+```python
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+model, tokenizer = (auto.from_pretrained("FOLDER") for auto in (AutoModelForCausalLM, AutoTokenizer))
+```
+"""
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,8 +95,18 @@ class Fitted:
         lines += [f"- {note}" for note in self.results.get("notes", ())]
         return "\n".join(lines)
 
+    def card(self) -> str:
+        """Return the model card, as Hugging Face's hub reads it."""
+        policy, rewards = self.config.get("policy"), self.config.get("rewards") or ()
+        return CARD.format(
+            system=self.system,
+            start=f"`{policy}`" if policy else "a small network that was made for its prompts",
+            rewards=", ".join(f"`{name}`" for name in rewards) or "what the columns of the prompts allow",
+            summary=self.summary(),
+        )
+
     def save(self, folder: str | Path) -> None:
-        """Write a folder that transformers loads: the seal of the whole last.
+        """Write a folder that transformers loads, with a model card: the seal of the whole last.
 
         Raises
         ------
@@ -85,6 +119,7 @@ class Fitted:
         buffer = io.BytesIO()
         self.history.write_csv(buffer)
         files.write_bytes(folder / HISTORY, buffer.getvalue())
+        files.write_bytes(folder / "README.md", self.card().encode())
         files.write_json(folder / SEAL, {**self.to_dict(), "weights": weights_digest(folder)})
 
     @classmethod
