@@ -195,6 +195,7 @@ def test_generated_prompts_stand_beside_one_another():
         ({"solution": [r"so \\boxed{3}"]}, ["math"]),
         ({"answer": ["3"], "data_source": ["lighteval/MATH"]}, ["math"]),
         ({"data_source": ["lighteval/MATH"]}, []),
+        ({"answer": ["3"], "data_source": ["math_dapo"]}, []),  # its prompts ask for a line "Answer: 3"
         ({"answer": [3], "numbers": [[1, 2]]}, ["countdown"]),
         ({"answer": [3], "task": ["chain_sum"]}, ["task"]),
         ({"answer": [3], "task": ["translation"]}, []),

@@ -28,6 +28,11 @@ __all__ = ["PASSED", "SPLITS", "Message", "Prompts", "concatenate", "read", "spl
 
 TEXTS = ("prompt", "question", "problem", "answer", "solution")  # they stay text, even if they look like numbers
 MARK = "####"
+PLAIN_ANSWERS = (
+    "math",
+    "math_dapo",
+    "math_dapo_reasoning",
+)  # verl's sources whose prompts ask for "Answer: ...", and no box
 Columns = dict[str, list[Any]]
 
 
@@ -69,7 +74,8 @@ def usual_rewards(table: Prompts) -> list[str]:
     if "answer" in columns and (all(MARK in text for text in solutions) or all("gsm8k" in name for name in sources)):
         return ["number"]
     boxed = all(r"\boxed" in text for text in solutions)
-    return ["math"] if boxed or ("answer" in columns and all("math" in name for name in sources)) else []
+    asks_for_boxes = all("math" in name and name not in PLAIN_ANSWERS for name in sources)
+    return ["math"] if boxed or ("answer" in columns and asks_for_boxes) else []
 
 
 # -- one source -------------------------------------------------------------------------------------------------------
