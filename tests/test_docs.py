@@ -64,7 +64,7 @@ def test_mentioned_command_exists(page, line):
 
 def test_help_shows_every_command():
     shown = CliRunner().invoke(app, ["--help"]).output
-    for name in ("list", "show", "fit", "apply", "demo", "reproduce", "report"):
+    for name in ("list", "show", "fit", "apply", "demo", "reproduce", "report", "check-loss"):
         assert re.search(rf"^\W*{name}\b", shown, re.MULTILINE), name
 
 
@@ -134,6 +134,8 @@ def test_blocks_of_a_page_run_in_order(page, users_folder, monkeypatch):
     for language, text in BLOCK.findall(page.read_text()):
         if language == "python" and ": ..." not in text:  # a skeleton to fill in
             names |= names_of_a_page()
+            if file := re.match(r"# (\w+\.py)\n", text):
+                Path(file[1]).write_text(text)
             exec(compile(text, page.name, "exec"), names)
         for line in COMMAND.findall(text) if language != "python" else ():
             if not line.startswith(SLOW):  # run by test_cli and by the tests of the experiments

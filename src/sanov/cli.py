@@ -218,6 +218,24 @@ def report(
         print(f"page: {written['page']}")
 
 
+@app.command("check-loss")
+def check_loss(
+    reference: Annotated[str, typer.Argument(metavar="MODULE:FUNCTION", help="Your loss on sampled tokens.")],
+    as_json: AsJson = False,
+) -> None:
+    """Say which KL the expected gradient of your own distillation loss follows; status 3 where it is none."""
+    from sanov.core.user_code import load_function
+
+    found = _checks().check_loss(load_function(reference))
+    if as_json:
+        _print_json(found.to_dict())
+    else:
+        print(f"{reference}: {found.follows}\n{found.sentence()}")
+        print(f"By enumeration; log-ratios of policy to teacher up to {found.largest_log_ratio:.1f} were looked at.")
+    if not found.is_sound:
+        raise typer.Exit(3)
+
+
 # -- what the commands share ------------------------------------------------------------------------------------------
 
 
@@ -228,6 +246,17 @@ def _load(row: Row) -> Any:
     if absent:
         raise MissingExtra(absent[0], row.extras)
     return row.load()
+
+
+def _checks() -> Any:
+    from sanov.core.extras import missing
+
+    absent = missing("torch")
+    if absent:
+        raise MissingExtra(absent[0], "torch")
+    from sanov import loss_checks
+
+    return loss_checks
 
 
 def _run_claims(rows: Sequence[Row], preset: str, *, as_json: bool, quiet: bool, **how: Any) -> list[ClaimResult]:

@@ -14,6 +14,7 @@ from trl import GRPOConfig, GRPOTrainer
 
 import tiny_llama
 from learning.policy_toy import gradient
+from sanov.bridges import trl as trl_bridge
 from sanov.bridges.trl import kdrl, laser, with_signals
 from sanov.bridges.trl_checks import check_batch, check_trainer
 from sanov.core.errors import InputError, MissingExtra
@@ -88,7 +89,7 @@ class Keep(transformers.TrainerCallback):
 
 @pytest.fixture(scope="module")
 def trainer_of(tmp_path_factory, tokenizer):
-    """Make a trainer with signals; None is TRL's own class."""
+    """Make a trainer with signals; None is TRL's own class, or the base as it is."""
 
     def make(signals, *, model=None, base=None, keep=None, evaluated=False, tools=None, rollout_func=None, **options):
         settings = {
@@ -110,7 +111,7 @@ def trainer_of(tmp_path_factory, tokenizer):
             "generation_kwargs": {"suppress_tokens": [PAD]},  # transformers keeps the embedding of padding fixed
         }
         data = Dataset.from_dict({"prompt": PROMPTS})
-        return (GRPOTrainer if signals is None else with_signals(signals, base))(
+        return (base or GRPOTrainer if signals is None else with_signals(signals, base))(
             policy() if model is None else model,
             third,
             args=GRPOConfig(**{**settings, **options}),
@@ -167,6 +168,36 @@ def test_importing_the_bridge_needs_no_trl(monkeypatch):
     anew = importlib.import_module("sanov.bridges.trl")
     with pytest.raises(MissingExtra, match=r"pip install 'sanov\[trl\]'"):
         anew.with_signals([])
+
+
+@pytest.mark.parametrize("name", ["KDRLTrainer", "LaSeRTrainer"])
+def test_the_named_trainers_are_the_signals(trainer_of, gradients_of, tokenizer, name):
+    if name == "KDRLTrainer":
+        signal, ours = (
+            kdrl(other(), tokenizer, beta=0.3),
+            {"teacher": other(), "teacher_tokenizer": tokenizer, "kd": {"beta": 0.3}},
+        )
+    else:
+        about = {"ref_constant": -4.0, "beta": 1.0, **NOW}
+        signal, ours = laser(**about), {"self_reward": about}
+    found = getattr(trl_bridge, name)
+    assert issubclass(found, GRPOTrainer)
+
+    class Mine(found):
+        """One that is derived from it, as users do."""
+
+        def __init__(self, *args, **kwargs):
+            super().__init__(*args, **ours, **kwargs)
+
+    expected, same = gradients_of([signal]), gradients_of(None, base=Mine)
+    assert torch.equal(expected[0], same[0])
+    assert not torch.equal(same[0], gradients_of([])[0])
+
+
+def test_a_name_that_is_none_is_refused():
+    with pytest.raises(AttributeError, match="KDTrainer"):
+        trl_bridge.KDTrainer  # noqa: B018
+    assert set(trl_bridge.__all__) >= {"KDRLTrainer", "LaSeRTrainer"}
 
 
 # -- the same gradients as by learning.policy -------------------------------------------------------------------------

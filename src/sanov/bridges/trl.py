@@ -2,11 +2,13 @@
 
 ::
 
-    from sanov.bridges.trl import kdrl, laser, with_signals
+    from sanov.bridges.trl import KDRLTrainer
 
-    GRPOTrainer = with_signals([kdrl("teacher-folder", beta=0.2, schedule="constant")])      # instead of trl's
-    trainer = GRPOTrainer(model="policy-folder", reward_funcs=is_right, args=GRPOConfig(...), train_dataset=prompts)
+    trainer = KDRLTrainer(model="policy-folder", reward_funcs=is_right, args=GRPOConfig(...), train_dataset=prompts,
+                          teacher="teacher-folder", kd={"beta": 0.2, "schedule": "constant"})    # these two are ours
     trainer.train()
+
+`LaSeRTrainer` is the other; ``with_signals([kdrl(...), laser(...)])`` makes a class of both, or of yours and them.
 
 Everything else is TRL's: sampling, rewards, the surrogate, the optimiser, logs (where ``kd/k1`` and the like appear),
 checkpoints, PEFT, evaluation, and how Accelerate, FSDP or DeepSpeed spread the policy. A local teacher is a whole model on
@@ -43,7 +45,16 @@ from sanov.nets.foreign_causal import ForeignCausal
 from sanov.nets.vocabulary import Vocabulary
 from sanov.systems import find
 
-__all__ = ["VERSIONS", "kdrl", "laser", "with_signals"]
+__all__ = ["VERSIONS", "KDRLTrainer", "LaSeRTrainer", "kdrl", "laser", "with_signals"]  # noqa: F822 (two are made on demand)
+
+
+def __getattr__(name: str) -> Any:
+    """Make the two trainers when they are asked for: they derive from TRL's, which takes seconds to import."""
+    if name not in ("KDRLTrainer", "LaSeRTrainer"):
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from sanov.bridges import trl_classes
+
+    return getattr(trl_classes, name)
 
 
 def with_signals(signals: Sequence[Any], base: type | None = None) -> type:
