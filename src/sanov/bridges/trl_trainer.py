@@ -24,7 +24,6 @@ from sanov.data.prompts import Prompts
 from sanov.learning.policy import Advantages, Grpo, Signal, Step, advantages_of
 from sanov.learning.processes import every_process, place
 from sanov.learning.rollouts import Rollout, Rollouts
-from sanov.learning.token_teachers import LocalTeacher, RecordedTeacher
 from sanov.nets.foreign_causal import ForeignCausal
 from sanov.nets.vocabulary import Vocabulary
 from sanov.systems import find
@@ -85,7 +84,6 @@ class Signalled:
         before = files.read_json(file) if goes_on and file.is_file() else []
         noted = []
         for number, signal in enumerate(made):
-            _to_device(signal, self.accelerator.device)
             if goes_on:
                 _restore(signal, before[number] if number < len(before) else {}, file)
             noted.append(dict(signal.begin(policy, tokenizer, table, self._rollout())))
@@ -314,13 +312,6 @@ def _prompts_of(data: Any) -> Prompts:
     names = getattr(data, "column_names", None) or list(rows[0])
     columns = {name: [row[name] for row in rows] for name in ("prompt", "solution") if name in names}
     return Prompts(tuple(columns.pop("prompt", ())), columns, "train_dataset")
-
-
-def _to_device(signal: Signal, device: torch.device) -> None:
-    teacher = getattr(signal, "teacher", None)
-    teacher = teacher.teacher if isinstance(teacher, RecordedTeacher) else teacher
-    if isinstance(teacher, LocalTeacher):
-        teacher.model.to(device)
 
 
 def _restore(signal: Signal, noted: Mapping[str, Any], file: Path) -> None:

@@ -72,6 +72,11 @@ class ServerTeacher:
         self.model = ""
         self.unchecked: tuple[Tokenizer, Prompts] | None = None
 
+    @property
+    def identity(self) -> str | None:
+        """Name of the model, where the address has one: the address itself may be another tomorrow."""
+        return self.client.name
+
     def compare(self, tokenizer: Tokenizer, prompts: Prompts) -> None:
         """Remember the policy's tokenizer: before the first question, the server has to tokenize prompts as it does."""
         self.unchecked = (tokenizer, prompts) if self.tokenizer is None else None

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from sanov.core.errors import InputError
 from sanov.data.prompts import Prompts
-from sanov.learning.rollouts import Rollouts, Tokenizer
+from sanov.learning.rollouts import Rollouts, Tokenizer, context_of
 from sanov.learning.server_client import PATIENCE, Client
 from sanov.nets.causal import load_model, load_tokenizer
 from sanov.nets.reads import Read
@@ -24,6 +24,7 @@ from sanov.nets.reads import Read
 __all__ = ["LocalTeacher", "RecordedTeacher", "TokenTeacher", "check_tokenizers", "open_teacher"]
 
 TOGETHER = 4096  # tokens of a forward pass
+SOME = 256  # numbers of a weight by which a model is known
 
 
 @runtime_checkable
@@ -31,7 +32,8 @@ class TokenTeacher(Protocol):
     """What is asked of a teacher.
 
     One whose tokenizer is elsewhere may have ``compare(tokenizer, prompts)``: it is given that of the policy, and texts, to
-    see by itself that its tokens are the same.
+    see by itself that its tokens are the same. One that knows who it is may have ``identity``, by which `RecordedTeacher`
+    tells the record of one teacher from that of another.
     """
 
     @property
@@ -50,13 +52,23 @@ class LocalTeacher:
     Parameters
     ----------
     model
-        ``model(ids, mask, reads)``; it is frozen, and put into evaluation mode.
+        ``model(ids, mask, reads)``; it is frozen, and put into evaluation mode. One on the CPU goes where the completions
+        are as soon as it is asked about some; one that was put elsewhere stays there.
     tokenizer
         Its tokenizer.
     """
 
     def __init__(self, model: nn.Module, tokenizer: Tokenizer):
         self.model, self.tokenizer = model.eval().requires_grad_(False), tokenizer
+
+    @property
+    def identity(self) -> str:
+        """Digest of some numbers of each weight: another checkpoint of the same shape has another."""
+        found = hashlib.sha256()
+        for name, weight in self.model.named_parameters():
+            some = weight.detach().flatten()[:: max(weight.numel() // SOME, 1)]
+            found.update(f"{name} {list(weight.shape)} ".encode() + some.cpu().double().numpy().tobytes())
+        return found.hexdigest()
 
     def log_probs(
         self, rollouts: Rollouts, rows: Int[Tensor, " some"], temperature: float
@@ -89,11 +101,17 @@ class LocalTeacher:
         self, rollouts: Rollouts, rows: Int[Tensor, " some"], temperature: float, *, logits: bool
     ) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
         """Run rows of like length together: their places among the rows, where completions are, and what was read."""
+        self._follow(rollouts.ids.device)
         device = next(self.model.parameters()).device
         order = torch.argsort(rollouts.lengths[rows], descending=True, stable=True).cpu()
         rows = rows.cpu()
         while len(order):
             width = int(rollouts.lengths[rows[order[0]]])
+            if width > context_of(self.model):
+                found, fix = f"its context is {context_of(self.model)} tokens", "lower rollouts.max_completion_length"
+                raise InputError(
+                    found, where="teacher", expected=f"at least the {width} of prompt and completion", fix=fix
+                )
             size = max(TOGETHER // width, 1)
             part, order = order[:size], order[size:]
             chosen = rows[part].to(rollouts.ids.device)
@@ -107,13 +125,17 @@ class LocalTeacher:
                 self.model(ids, rollouts.real[chosen, :width].to(device), {"teacher": read})["teacher"],
             )
 
+    def _follow(self, device: torch.device) -> None:
+        if next(self.model.parameters()).device.type == "cpu":
+            self.model.to(device)
+
 
 class RecordedTeacher:
     """Log-probabilities in a file, by the tokens; those that are missing are asked of a teacher, and recorded.
 
     A row is known by its tokens, where its completion begins, and the temperature: a run over the same completions, as one
-    with another beta from the same start and seed is at its first step, asks nothing again. The file is SQLite's, which
-    several processes may share.
+    with another beta from the same start and seed is at its first step, asks nothing again. The file is that of one
+    teacher, and SQLite's, which several processes may share.
 
     Parameters
     ----------
@@ -125,7 +147,8 @@ class RecordedTeacher:
     Raises
     ------
     InputError
-        There is no such file, or it is another one; later, that a row is missing and nobody can be asked.
+        There is no such file, it is another one, or of another teacher; later, that a row is missing and nobody can be
+        asked.
     """
 
     def __init__(self, path: str | Path, teacher: TokenTeacher | None = None):
@@ -136,10 +159,23 @@ class RecordedTeacher:
         try:
             with closing(self._open()) as store, store:
                 store.execute("CREATE TABLE IF NOT EXISTS log_probs (row BLOB PRIMARY KEY, found BLOB)")
+                known = self._of_one(store)
         except sqlite3.Error as error:
             raise InputError(
                 f"cannot be read ({error})", where=str(path), expected="recorded log-probabilities"
             ) from None
+        if not known:
+            fix = "name another file for this teacher"
+            raise InputError("it holds what another teacher said", where=str(path), fix=fix)
+
+    def _of_one(self, store: sqlite3.Connection) -> bool:
+        """Whether the file is this teacher's, as far as that can be told; an empty one becomes so."""
+        identity = getattr(self.teacher, "identity", None)
+        if identity is None:
+            return True
+        store.execute("CREATE TABLE IF NOT EXISTS teacher (one INTEGER PRIMARY KEY, identity TEXT)")
+        store.execute("INSERT OR IGNORE INTO teacher VALUES (1, ?)", (identity,))
+        return bool(store.execute("SELECT identity FROM teacher").fetchone() == (identity,))
 
     def _open(self) -> sqlite3.Connection:
         return sqlite3.connect(self.path, timeout=60)
