@@ -4,11 +4,16 @@ import json
 from pathlib import Path
 
 import pytest
+import torch
 
 from learning.policy_toy import TOKENIZER
+from learning.toy_run import vector
 from sanov.baselines import sft
+from sanov.core.errors import InputError
 from sanov.core.options import parse
+from sanov.learning import imitation
 from sanov.nets.causal import load_model
+from sanov.nets.transformer import Decoder
 from systems.policy_files import LETTERS, SMALL, prompts_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*every completion was cut")
@@ -27,6 +32,29 @@ def test_what_is_written_is_learned(tmp_path, command):
     assert load_model("teacher").special_tokens["eos_token_id"] == TOKENIZER.eos
     status, said = command("apply", "sft", path, "--fitted", "teacher", *SMALL)
     assert status == 0, said
+
+
+def test_long_rows_are_divided_and_trackers_are_passed_on(tmp_path, monkeypatch):
+    chosen = {**dict(word.split("=") for word in (*LETTERS, *SMALL)), "training.learning_rate": "0.02"}
+    data = sft.read([prompts_file(tmp_path / "p.jsonl")], parse(sft.Config, chosen))
+    whole = sft.fit(data, parse(sft.Config, chosen))
+    named, sizes, run, forward = [], [], imitation.train, Decoder.forward
+
+    def noting(self, ids, *rest):
+        if self.training or torch.is_grad_enabled():
+            sizes.append(ids.numel())
+        return forward(self, ids, *rest)
+
+    monkeypatch.setattr(imitation, "train", lambda *a, trackers, **k: named.extend(trackers) or run(*a, **k))
+    monkeypatch.setattr(Decoder, "forward", noting)
+    more = {"training.micro_batch_tokens": "24", "training.trackers": "somewhere"}
+    parts = sft.fit(data, parse(sft.Config, {**chosen, **more}))
+    assert named == ["somewhere"]
+    assert len(sizes) > 3
+    assert max(sizes) <= 24
+    torch.testing.assert_close(vector(whole.model), vector(parts.model), rtol=0, atol=1e-4)
+    with pytest.raises(InputError, match=r"training.micro_batch_tokens: it is 2, and a row has \d+ tokens"):
+        sft.fit(data, parse(sft.Config, {**chosen, "training.micro_batch_tokens": "2"}))
 
 
 def test_an_option_of_a_group_leaves_the_others_at_their_defaults():

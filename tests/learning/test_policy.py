@@ -255,7 +255,7 @@ def test_imitation_is_maximum_likelihood_of_completions_and_their_end():
         loss = torch.nn.functional.cross_entropy(logits[start - 1 : -1], ids[0, start:], reduction="sum")
         total += float(loss.detach())
         count += ids.shape[1] - start
-    history = imitate(prompts, model, TOKENIZER, steps=1, batch_size=8, micro_batch=3)
+    history = imitate(prompts, model, TOKENIZER, steps=1, batch_size=8, micro_batch_tokens=40)
     assert history.losses["nll"] == [pytest.approx(total / count, rel=1e-9)]
     history = imitate(prompts, model, TOKENIZER, steps=60, batch_size=8, learning_rate=1e-2)
     assert history.losses["nll"][-1] < 0.5 * total / count

@@ -36,7 +36,7 @@ def imitate(
     column: str = "solution",
     steps: int,
     batch_size: int = 64,
-    micro_batch: int = 0,
+    micro_batch_tokens: int = 0,
     learning_rate: float = 1e-3,
     weight_decay: float = 0.0,
     clip_norm: float | None = 1.0,
@@ -49,6 +49,7 @@ def imitate(
     checkpoint_every: int = 0,
     resume: bool = False,
     parallel: Parallel = "auto",
+    trackers: Sequence[Any] = (),
     seed: int = 0,
 ) -> History:
     """Train a model in place on written completions.
@@ -61,24 +62,28 @@ def imitate(
         As in `policy.fit`.
     column
         Name of that column.
-    steps, batch_size, micro_batch
-        Updates, rows of one on all processes, and rows computed at once (0: all).
+    steps, batch_size, micro_batch_tokens
+        Updates, rows of one on all processes, and tokens computed at once on a process, padding included (0: all).
     learning_rate, weight_decay, clip_norm, rate, warmup
         Of AdamW, and the shape of its rate.
-    evaluate, evaluate_every, callbacks, out, checkpoint_every, resume, parallel, seed
+    evaluate, evaluate_every, callbacks, out, checkpoint_every, resume, parallel, trackers, seed
         See `training.train`.
 
     Raises
     ------
     InputError
-        There is no such column, or a row is longer than the context.
+        There is no such column, or a row is longer than the context or than what is computed at once.
     """
     ids, starts = _written(prompts, tokenizer, column, context_of(model))
     lengths = np.array([len(row) for row in ids])
+    if 0 < micro_batch_tokens < lengths.max():
+        found = f"it is {micro_batch_tokens}, and a row has {lengths.max()} tokens"
+        raise InputError(found, where="training.micro_batch_tokens", expected=f"at least {lengths.max()}")
+    together = micro_batch_tokens // int(lengths.max())
     order = shuffled(len(prompts), min(batch_size, len(prompts)), seed=seed)
 
     def batches(step: int, policy: nn.Module) -> list[dict[str, Any]]:
-        return [_batch(rows, ids, starts, lengths, tokenizer.pad) for rows in micro_batches(order(step), micro_batch)]
+        return [_batch(rows, ids, starts, lengths, tokenizer.pad) for rows in micro_batches(order(step), together)]
 
     return train(
         model,
@@ -95,6 +100,7 @@ def imitate(
         checkpoint_every=checkpoint_every,
         resume=resume,
         parallel=parallel,
+        trackers=trackers,
         seed=seed,
     )
 

@@ -193,6 +193,7 @@ def fit(
     seed: int,
     out: str | Path | None,
     resume: bool,
+    rewarded: bool = True,
 ) -> Fitted:
     """Train a policy by GRPO and signals, and write it down.
 
@@ -212,6 +213,8 @@ def fit(
         Folder for the policy and the checkpoints.
     resume
         Go on from the newest checkpoint.
+    rewarded
+        Whether it takes a reward to learn from.
 
     Raises
     ------
@@ -219,7 +222,7 @@ def fit(
         See `policy.fit`.
     """
     model, tokenizer = opened
-    if data.rewards is None:
+    if data.rewards is None and rewarded:
         raise InputError("nothing says how completions are rewarded", where=data.prompts.name, fix="rewards=...")
     train_on, held_out = divided(data.prompts, config.evaluation, seed)
 
@@ -237,7 +240,7 @@ def fit(
         rollouts=config.rollouts,
         grpo=config.grpo,
         training=config.training,
-        evaluate=evaluate if held_out is not None else None,
+        evaluate=evaluate if held_out is not None and data.rewards is not None else None,
         sampler=open_sampler(config.rollouts),
         seed=seed,
         out=None if out is None else Path(out) / CHECKPOINTS,
@@ -283,6 +286,7 @@ def imitated(
         tokenizer,
         steps=training.steps,
         batch_size=config.rollouts.prompts_per_step * config.rollouts.group_size,
+        micro_batch_tokens=training.micro_batch_tokens,
         learning_rate=training.learning_rate,
         weight_decay=training.weight_decay,
         clip_norm=training.clip_norm,
@@ -294,6 +298,7 @@ def imitated(
         checkpoint_every=training.checkpoint_every,
         resume=resume,
         parallel=training.parallel,
+        trackers=training.trackers,
         seed=seed,
     )
     return written(system, model, tokenizer, config, history, {"prompts": len(train_on), "seed": seed}, out)

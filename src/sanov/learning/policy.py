@@ -78,7 +78,7 @@ class _Feed:
         self,
         prompts: Prompts,
         tokenizer: Tokenizer,
-        rewards: Rewards,
+        rewards: Rewards | None,
         context: int,
         signals: Sequence[Signal],
         rollouts: Rollout,
@@ -115,6 +115,9 @@ class _Feed:
         model.eval()  # the ratio is 1 only where nothing is random in the forward pass
         if step % self.grpo.iterations == 0 or not self.kept:
             self.kept = packed(self.rollouts(step, model), self.signals, self.grpo, self.budget, step)
+        else:  # nothing new was sampled that could be told
+            skipped = self.kept[0]["metrics"]["step_skipped"]
+            self.kept[0]["metrics"] = {"num_tokens": 0.0, "step_skipped": skipped}
         return [{**batch, "step": step} for batch in self.kept]
 
     def rollouts(self, step: int, model: nn.Module) -> Rollouts:
@@ -146,7 +149,7 @@ class _Feed:
         spread = torch.cat([values.cpu() for values in every_process(rollouts.advantages)])
         for signal in self.signals:
             signal.advantages(rollouts, step)
-        rollouts.metrics |= describe(rollouts, self.rewards.names)
+        rollouts.metrics |= describe(rollouts, () if self.rewards is None else self.rewards.names)
         if rollouts.metrics["completions/clipped_ratio"] == 1 and not self.told:
             self.told = True
             text = f"step {step + 1}: every completion was cut at {self.limit} tokens (completions/clipped_ratio = 1)"
@@ -163,7 +166,7 @@ def fit(
     prompts: Prompts,
     policy: nn.Module,
     tokenizer: Tokenizer,
-    rewards: Rewards,
+    rewards: Rewards | None,
     *,
     signals: Sequence[Signal] = (),
     rollouts: Rollout | None = None,
@@ -187,7 +190,7 @@ def fit(
     tokenizer
         Of the policy.
     rewards
-        Functions of completions.
+        Functions of completions; None where signals alone say what is learned.
     signals
         What is added to GRPO.
     rollouts, grpo, training

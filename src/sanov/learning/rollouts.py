@@ -294,7 +294,7 @@ def collect(
     limit: int,
     options: Rollout,
     tokenizer: Tokenizer,
-    rewards: Rewards,
+    rewards: Rewards | None,
     sampler: Sampler = local_sampler,
     seed: int,
     step: int,
@@ -315,7 +315,7 @@ def collect(
     options
         How to sample.
     tokenizer, rewards, sampler
-        See their protocols.
+        See their protocols; without rewards nobody judges the completions, whose rewards are NaN.
     seed, step
         Of the noise; the step is also the version that the sampler has to have.
 
@@ -336,8 +336,11 @@ def collect(
     rollouts = _placed(prompts, tokens, found, index, options.group_size, tokenizer, version)
     ids = [row[start:end] for row, start, end in _bounds(rollouts)]
     rollouts.texts = [tokenizer.decode(row) for row in ids]
-    rollouts.scores = rewards.score(rollouts.repeated(), rollouts.texts, completion_ids=ids, step=step)
-    rollouts.rewards = torch.from_numpy(rewards.total(rollouts.scores)).to(device)
+    rollouts.scores, totals = np.zeros((len(ids), 0)), np.full(len(ids), np.nan)
+    if rewards is not None:
+        rollouts.scores = rewards.score(rollouts.repeated(), rollouts.texts, completion_ids=ids, step=step)
+        totals = rewards.total(rollouts.scores)
+    rollouts.rewards = torch.from_numpy(totals).to(device)
     return rollouts
 
 
