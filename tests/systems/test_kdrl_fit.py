@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,13 +13,14 @@ import pytest
 import torch
 
 import sanov
-from learning.policy_toy import TOKENIZER, decoder
+from learning.policy_toy import TOKENIZER, decoder, rollouts_of
 from learning.toy_run import vector
 from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import parse
 from sanov.data.prompts import Prompts
 from sanov.learning.token_teachers import LocalTeacher, RecordedTeacher, check_tokenizers
 from sanov.nets.causal import load_model, save_model
+from sanov.nets.transformer import Decoder, Shape
 from sanov.systems import kdrl
 from systems.policy_files import LETTERS, SMALL, policy_folder, prompts_file
 
@@ -39,10 +41,8 @@ def folder(tmp_path_factory):
 
 def config(folder, *more, **kd):
     options = dict(word.split("=", 1) for word in (*SMALL, *more))
-    options |= {"policy": str(folder / "policy"), "teacher": str(folder / "teacher")} | {
-        f"kd.{k}": v for k, v in kd.items()
-    }
-    return parse(kdrl.Config, options)
+    options = {"policy": str(folder / "policy"), "teacher": str(folder / "teacher")} | options
+    return parse(kdrl.Config, options | {f"kd.{k}": v for k, v in kd.items()})
 
 
 def fitted(folder, *more, seed=0, out=None, resume=False, **kd):
@@ -180,10 +180,95 @@ def test_what_a_teacher_said_is_recorded_and_not_asked_again(folder, tmp_path, m
         kdrl.fit(data, chosen, seed=1)
 
 
+def test_a_record_is_that_of_one_teacher(folder, tmp_path):
+    record = f"record={tmp_path / 'teacher.db'}"
+    fitted(folder, record, beta=0.3, schedule="constant")
+    policy_folder(tmp_path / "other", seed=2, steps=1, width=24)
+    with pytest.raises(InputError, match=r"teacher.db: it holds what another teacher said.*[Nn]ame another file"):
+        fitted(folder, record, f"teacher={tmp_path / 'other'}", beta=0.3, schedule="constant")
+    shutil.copytree(folder / "teacher", tmp_path / "moved")
+    fitted(folder, record, f"teacher={tmp_path / 'moved'}", beta=0.3, schedule="constant")
+
+
+def test_distillation_alone_needs_no_reward(folder, tmp_path):
+    rows = [json.loads(line) for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    path = tmp_path / "bare.jsonl"
+    path.write_text("".join(json.dumps({"prompt": row["prompt"]}) + "\n" for row in rows))
+    chosen = config(folder, combine="opd")
+    student = kdrl.fit(kdrl.read([str(path)], chosen), chosen, out=tmp_path / "student")
+    assert student.history["kd/k1"].is_finite().all()
+    rewarded = fitted(folder, combine="opd")
+    assert torch.equal(vector(student.model), vector(rewarded.model))
+    chosen = config(folder)
+    with pytest.raises(InputError, match="nothing says how completions are rewarded"):
+        kdrl.fit(kdrl.read([str(path)], chosen), chosen)
+
+
+def test_updates_over_the_same_completions_are_told_and_sample_nothing(folder):
+    with pytest.warns(SanovWarning, match=r"grpo.iterations=2: the term of k2 is not weighted.*kd.combine=advantage"):
+        student = fitted(folder, "grpo.iterations=2", beta=0.3, schedule="constant")
+    once, again, new = student.history["num_tokens"].to_list()
+    assert once > 0
+    assert again == 0
+    assert new > 0
+    assert student.history["reward"].is_null().to_list() == [False, True, False]
+
+
+def test_everything_about_completions_is_made_where_they_are():
+    """What forgets to say where a tensor is made makes it on the device that holds nothing."""
+
+    class Teacher:
+        tokenizer = None
+
+        def log_probs(self, rollouts, rows, temperature):
+            return rollouts.log_probs[rows] * 2
+
+    signal = kdrl.KdSignal(Teacher(), kdrl.Distillation(), kdrl.Mixing(), steps=3)
+    rollouts = rollouts_of([(2, 3, 4), (5, 2)], [1.0, 0.0], group_size=2, eos=2, log_probs=-torch.ones(2, 4))
+    with torch.device("meta"):
+        signal.score(rollouts, 0, decoder())
+    assert rollouts.metrics["kd/clip_frac"] == 0
+
+
+def test_a_teacher_on_the_cpu_goes_where_the_completions_are():
+    teacher = LocalTeacher(decoder(1), TOKENIZER)
+    rollouts = rollouts_of([(2, 3, 4)], eos=2)
+    rollouts.ids = rollouts.ids.to("meta")
+    with pytest.raises(RuntimeError, match="meta"):  # this device computes nothing
+        teacher.log_probs(rollouts, torch.tensor([0]), 1.0)
+    assert {weight.device.type for weight in teacher.model.parameters()} == {"meta"}
+
+
+def test_a_fall_of_the_entropy_is_told_once():
+    signal = kdrl.KdSignal(LocalTeacher(decoder(1), TOKENIZER), kdrl.Distillation(), kdrl.Mixing(), steps=9)
+
+    def step(number, surprise):
+        log_probs = torch.tensor([[0.0, -surprise, -surprise]])
+        signal.score(rollouts_of([(3, 4)], [1.0], log_probs=log_probs), number, decoder())
+
+    step(0, 2.0)
+    step(1, 0.21)
+    with pytest.warns(SanovWarning, match=r"step 3: the entropy fell from 2 to 0.19 nats"):
+        step(2, 0.19)
+    step(3, 0.01)
+
+
 def test_exact_divergence_from_a_local_teacher_alone(folder, tmp_path):
     fitted(folder, estimator="exact", beta=0.1)
     with pytest.raises(InputError, match=r"the teacher gives sampled tokens alone.*[Uu]se k2"):
         fitted(folder, f"record={tmp_path / 'r.db'}", estimator="exact", beta=0.1)
+    save_model(Decoder(Shape(40, 16, 1, 2, 32, context=48)), tmp_path / "wide", TOKENIZER)
+    with pytest.raises(
+        InputError, match=r"the policy has 32 logits and the teacher 40, unused ones included.*[Uu]se k2"
+    ):
+        fitted(folder, f"teacher={tmp_path / 'wide'}", estimator="exact", beta=0.1)
+    assert torch.isfinite(vector(fitted(folder, f"teacher={tmp_path / 'wide'}", beta=0.1).model)).all()
+
+
+def test_a_teacher_with_a_short_context_is_told(folder, tmp_path):
+    save_model(decoder(1, context=8), tmp_path / "short", TOKENIZER)
+    with pytest.raises(InputError, match=r"teacher: its context is 8 tokens; expected at least the \d+ of prompt and"):
+        fitted(folder, f"teacher={tmp_path / 'short'}", beta=0.1, schedule="constant")
 
 
 @pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
@@ -225,6 +310,11 @@ def test_two_processes_are_one(folder, tmp_path, parallel):
         ({"beta_decay": 0.1, "anneal_share": 0.5}, r"are both given.*[Ss]et one of the two"),
         ({"discount": 0.5}, r"Return-to-go exists only in the advantage form"),
         ({"denominator": "masked_tokens", "combine": "advantage"}, r"kd.denominator.*all_tokens"),
+        ({"mask": "response", "combine": "opd"}, r"kd.mask: combine=opd says by itself.*expected none"),
+        ({"mask": "group", "combine": "hdpo"}, r"kd.mask: combine=hdpo says by itself.*expected none"),
+        ({"estimator": "k3", "combine": "advantage"}, r"kd.estimator: combine=advantage has no loss.*k1 or k2"),
+        ({"clip": 1.0, "combine": "trrd"}, r"kd.clip: combine=trrd has no factor to clip"),
+        ({"clip": 1.0, "estimator": "exact"}, r"kd.clip: estimator=exact has no factor to clip"),
     ],
 )
 def test_options_that_exclude_one_another(folder, kd, message):

@@ -21,11 +21,13 @@ Reference: xu2025kdrl.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from sanov.core.answers import Answer
+from sanov.core.errors import SanovWarning
 from sanov.core.options import Options, option
 from sanov.learning import policies
 from sanov.learning.policies import Evaluation, Fitted, Start, Tasks
@@ -132,8 +134,13 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
     }
     if config.kd.combine == "sft":
         return policies.imitated(data, **how)
+    if config.grpo.iterations > 1 and config.kd.combine == "loss" and config.kd.estimator in ("k2", "k3"):
+        text = (
+            f"grpo.iterations={config.grpo.iterations}: the term of {config.kd.estimator} is not weighted by the ratio"
+        )
+        warnings.warn(f"{text} to the policy that sampled; kd.combine=advantage is", SanovWarning, stacklevel=2)
     signals = [] if config.kd.combine == "grpo" else [signal]
-    return policies.fit(data, signals=signals, **how)
+    return policies.fit(data, signals=signals, rewarded=config.kd.combine != "opd", **how)
 
 
 def _teacher(config: Config) -> TokenTeacher | None:

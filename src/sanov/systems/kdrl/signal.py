@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -41,6 +42,7 @@ KD = "kd"
 LARGEST_EXACT = 4096  # tokens of a vocabulary beyond which the exact divergence is refused
 SURFACES = ("advantage", "opd", "opd_then_rl", "srpo", "hdpo", "rlsd", "trrd")  # all in the surrogate
 EVERYWHERE = ("opd", "opd_then_rl", "rlsd", "trrd")  # ways that ask the teacher about every completion
+COLLAPSED = 0.1  # share of the first step's entropy below which the policy has collapsed
 
 
 class Distillation(Options):
@@ -108,6 +110,7 @@ class KdSignal(Signal):
             decay = 5e-5
         self.beta = coefficient(kd.schedule, kd.beta, kd.beta_end, steps, decay=decay, share=share)
         self.temperature, self.mask_eos, self.group_size = 1.0, bool(kd.mask_eos), 1
+        self.entropy: float | None = None  # of the first step seen; infinite once its fall was told
 
     @property
     def components(self) -> tuple[str, ...]:  # type: ignore[override]
@@ -130,13 +133,23 @@ class KdSignal(Signal):
             if shared:
                 fix = "give the teacher weights of its own"
                 raise InputError(f"the teacher would be trained too: {', '.join(shared[:3])}", where="teacher", fix=fix)
-        if self.kd.estimator == "exact" and tokenizer.vocabulary > LARGEST_EXACT:
+        if self.kd.estimator == "exact" and self.teacher is not None:
+            self._check_exact(policy, tokenizer, options)
+        return {"mask_eos": self.mask_eos}
+
+    def _check_exact(self, policy: nn.Module, tokenizer: Tokenizer, options: Rollout) -> None:
+        if not isinstance(self.teacher, LocalTeacher):
+            raise InputError("the teacher gives sampled tokens alone", where="kd.estimator", fix="use k2")
+        if tokenizer.vocabulary > LARGEST_EXACT:
             size = options.prompts_per_step * options.group_size * (options.max_completion_length or 512)
             found = (
                 f"a vocabulary of {tokenizer.vocabulary} needs up to {size * tokenizer.vocabulary * 4 / 2**20:,.0f} MiB"
             )
             raise InputError(found, where="kd.estimator", expected=f"at most {LARGEST_EXACT} tokens", fix="use k2")
-        return {"mask_eos": self.mask_eos}
+        ours, theirs = (getattr(model, "vocabulary", None) for model in (policy, self.teacher.model))
+        if ours != theirs:
+            found = f"the policy has {ours} logits and the teacher {theirs}, unused ones included"
+            raise InputError(found, where="kd.estimator", expected="as many", fix="use k2")
 
     def _choose_eos(self, ours: int, theirs: int) -> None:
         if ours == theirs:
@@ -169,8 +182,7 @@ class KdSignal(Signal):
     def _ask(self, rollouts: Rollouts, rows: Tensor) -> Tensor:
         assert self.teacher is not None
         if self.kd.combine == "loss" and self.kd.estimator == "exact":
-            if not isinstance(self.teacher, LocalTeacher):
-                raise InputError("the teacher gives sampled tokens alone", where="kd.estimator", fix="use k2")
+            assert isinstance(self.teacher, LocalTeacher)
             logits = self.teacher.logits(rollouts, rows, self.temperature)
             shape = (*rollouts.ids.shape, logits.shape[-1])
             whole = torch.zeros(shape, dtype=logits.dtype, device=logits.device)
@@ -223,14 +235,15 @@ class KdSignal(Signal):
         gap = (rollouts.log_probs - log_teacher)[mask]
         right = (rollouts.rewards > 0)[:, None].expand_as(mask)[mask]
         held = gap.clamp(-LARGEST, LARGEST)
-        clipped = (gap.abs() > self.kd.clip).sum() if self.kd.clip else torch.zeros(())
+        clipped = (gap.abs() > self.kd.clip).sum() if self.kd.clip else gap.new_zeros(())
         own = torch.stack([
             values.double().sum()
             for values in (k1(gap), k2(gap), k3(held), log_teacher[mask], gap[right], gap[~right],
-                           right, ~right, mask, rollouts.completion, clipped)
+                           right, ~right, mask, rollouts.completion, clipped, rollouts.log_probs)
         ])  # fmt: skip
         sums = torch.stack([values.cpu() for values in every_process(own)]).sum(dim=0).tolist()
-        first, second, third, log_q, gap_right, gap_wrong, n_right, n_wrong, masked, tokens, cut = sums
+        first, second, third, log_q, gap_right, gap_wrong, n_right, n_wrong, masked, tokens, cut, log_p = sums
+        self._tell_collapse(-log_p / max(tokens, 1), step)
         found = {"kd/beta": self.beta(step), "kd/mask_frac": masked / max(tokens, 1)}
         if masked:
             found |= {"kd/k1": first / masked, "kd/k2": second / masked, "kd/k3": third / masked}
@@ -238,6 +251,16 @@ class KdSignal(Signal):
             found |= {"kd/k1_right": gap_right / n_right} if n_right else {}
             found |= {"kd/k1_wrong": gap_wrong / n_wrong} if n_wrong else {}
         return found
+
+    def _tell_collapse(self, entropy: float, step: int) -> None:
+        if self.entropy is None:
+            self.entropy = entropy
+        elif entropy < COLLAPSED * self.entropy < math.inf:
+            text = (
+                f"step {step + 1}: the entropy fell from {self.entropy:.3g} to {entropy:.3g} nats: the policy collapses"
+            )
+            warnings.warn(f"{text}; let kd.beta fall, or lower the learning rate", SanovWarning, stacklevel=4)
+            self.entropy = math.inf
 
     # -- the objective ------------------------------------------------------------------------------------------------
 
@@ -316,6 +339,7 @@ class KdSignal(Signal):
 def _check(kd: Distillation, teacher: TokenTeacher | None) -> None:
     if kd.combine == "loss":
         refuse_k1(kd.estimator)
+    _check_used(kd)
     if kd.beta_end > kd.beta and kd.schedule != "constant":
         found = f"it is {kd.beta_end}, above kd.beta = {kd.beta}"
         raise InputError(
@@ -341,3 +365,17 @@ def _check(kd: Distillation, teacher: TokenTeacher | None) -> None:
             where="teacher",
             fix=fix,
         )
+
+
+def _check_used(kd: Distillation) -> None:
+    """Refuse what a way to combine would leave aside; grpo and sft leave the teacher aside as a whole."""
+    if kd.combine in ("grpo", "sft"):
+        return
+    if kd.mask != "none" and kd.combine not in ("loss", "advantage", "reward"):
+        found = f"combine={kd.combine} says by itself which completions are distilled"
+        raise InputError(found, where="kd.mask", expected="none")
+    if kd.estimator not in ("k1", "k2") and kd.combine != "loss":
+        raise InputError(f"combine={kd.combine} has no loss of its own", where="kd.estimator", expected="k1 or k2")
+    if kd.clip is not None and (kd.combine in ("reward", "trrd") or kd.estimator == "exact"):
+        way = "estimator=exact" if kd.estimator == "exact" else f"combine={kd.combine}"
+        raise InputError(f"{way} has no factor to clip", where="kd.clip", expected="none")
