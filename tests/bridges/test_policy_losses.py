@@ -6,9 +6,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from learning.policy_toy import EOS, Table, rollouts_of
+from learning.policy_toy import gradient as of_the_loop
 from sanov.bridges.policy_losses import policy_loss, prime_rl_loss, teacher_advantages, verl_loss
 from sanov.core.errors import InputError
+from sanov.learning.policy import Grpo
 from sanov.loss_checks import check_loss
+from sanov.systems import kdrl
 from strategies import unchecked
 
 ROWS, TOKENS = 3, 5
@@ -116,6 +120,75 @@ def test_prime_rls_sequences_add_up_to_the_batch(batch):
     policy, kd = by_hand(batch, 0.3)
     torch.testing.assert_close(total, policy + kd)
     assert prime_rl_loss(sequences[0], beta=0.3).metrics["kd"].ndim == 0
+
+
+def test_a_sequence_without_a_teacher_is_refused_and_one_without_tokens_is_nothing(batch):
+    inputs = LossInputs(batch.new[0], batch.old[0], None, batch.adv[0], batch.mask[0] > 0)
+    with pytest.raises(InputError, match="no log-probabilities of a teacher"):
+        prime_rl_loss(inputs)
+    inputs.teacher_logprobs, inputs.loss_mask = batch.teacher[0], batch.mask[0] < 0
+    assert float(prime_rl_loss(inputs).loss.detach()) == 0
+
+
+def test_weights_and_masks_count_token_by_token():
+    log_policy = torch.tensor([[-1.0, -2.0, -3.0]], requires_grad=True)
+    mask, kd_mask = torch.tensor([[True, True, False]]), torch.tensor([[False, True, True]])
+    teacher, zero = torch.full((1, 3), -1.5), torch.zeros(1)
+    found = policy_loss(log_policy, teacher, zero, mask, beta=2.0, kd_mask=kd_mask, aggregation="sum")
+    assert gradient(found.value, log_policy).tolist() == [[0, -1, 0]]
+    weights = torch.tensor([[1.0, 3.0, 1.0]])
+    weighted = policy_loss(log_policy, teacher, zero, mask, beta=2.0, weights=weights, aggregation="sum")
+    assert float(weighted.value.detach()) == pytest.approx(2 * (0.125 + 3 * 0.125))
+
+
+# -- the same as our own loop -----------------------------------------------------------------------------------------
+
+TEXTS = [(0, 1, EOS), (1, EOS), (EOS,), (1, 0, 1)]
+
+
+def tokens_of(model, text):
+    """Log-probability of each token of a completion."""
+    return torch.stack(
+        [model.logits[model.places[text[:end]]].log_softmax(-1)[token] for end, token in enumerate(text)]
+    )
+
+
+class Teacher:
+    tokenizer = None
+
+    def __init__(self, model):
+        self.model = model
+
+    def log_probs(self, rollouts, rows, temperature):
+        found = torch.zeros_like(rollouts.log_probs)
+        for row, text in enumerate(TEXTS):
+            found[row, 1 : 1 + len(text)] = tokens_of(self.model, text).detach()
+        return found[rows]
+
+
+@pytest.mark.parametrize("estimator", ["k2", "k3", "k3_is"])
+def test_the_gradient_is_that_of_our_own_loop_on_completions_of_an_older_policy(estimator):
+    old, now, teacher = Table(3), Table(4), Table(5)
+    log_old = torch.zeros(len(TEXTS), 4, dtype=torch.float64)
+    log_new, log_teacher, mask = torch.zeros_like(log_old), torch.zeros_like(log_old), torch.zeros_like(log_old)
+    for row, text in enumerate(TEXTS):
+        place = slice(1, 1 + len(text))
+        log_old[row, place], log_teacher[row, place] = tokens_of(old, text).detach(), tokens_of(teacher, text).detach()
+        log_new[row, place], mask[row, place] = tokens_of(now, text), 1
+    advantages = torch.tensor([0.7, -0.7, -0.3, 0.3], dtype=torch.float64)
+    rewards = [1.0, 0.0, 0.0, 1.0]
+    rollouts = rollouts_of(TEXTS, rewards, group_size=4, advantages=advantages, log_probs=log_old.clone())
+    kd = kdrl.Distillation(beta=0.3, schedule="constant", estimator=estimator, clip=0.8)
+    signal = kdrl.KdSignal(Teacher(teacher), kd, kdrl.Mixing(), steps=1)
+    signal.score(rollouts, 0, now)
+    grpo = Grpo(iterations=2, clip_low=0.1, clip_high=0.2)
+    expected, values = of_the_loop(now, rollouts, [signal], grpo)
+    now.zero_grad()
+    clips = {"kd_clip": 0.8, "clip_low": 0.1, "clip_high": 0.2}
+    found = policy_loss(log_new, log_teacher, advantages, mask, beta=0.3, log_old=log_old, estimator=estimator, **clips)
+    found.value.backward()
+    torch.testing.assert_close(now.logits.grad.flatten(), expected, rtol=0, atol=1e-12)
+    assert float(found.value.detach()) == pytest.approx(values["policy"] + 0.3 * values["kd"], abs=1e-12)
 
 
 def test_it_follows_the_reverse_kl():

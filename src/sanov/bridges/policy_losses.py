@@ -85,7 +85,7 @@ def policy_loss(
         ``token-mean``: one mean over all tokens; ``seq-mean-token-sum`` and ``seq-mean-token-mean``: of each row first; rows
         without a token do not count; ``sum``.
     weights
-        Of each token's surrogate, such as those that correct for the engine that sampled.
+        Of each token, such as those that correct for the engine that sampled.
 
     Returns
     -------
@@ -106,8 +106,8 @@ def policy_loss(
         raise InputError("no token counts", where="mask", expected="at least one")
     old = log_policy.detach() if log_old is None else log_old.detach()
     surrogate = clipped_surrogate(log_policy, old, advantages, counts, clip_low, clip_high)
-    surrogate = surrogate if weights is None else surrogate * weights
-    terms = {"policy": _aggregated(-surrogate, counts, aggregation)}
+    own = torch.ones_like(surrogate) if weights is None else weights
+    terms = {"policy": _aggregated(-surrogate * own, counts, aggregation)}
     ratio = torch.where(counts, log_policy.detach() - old, 0.0).exp()
     told = {"clip_share": ((ratio < 1 - clip_low) | (ratio > 1 + clip_high))[counts].to(surrogate.dtype).mean()}
     if log_teacher is not None:
@@ -117,7 +117,7 @@ def policy_loss(
             .load()
             .distillation_values(log_policy, log_teacher, distilled, estimator, log_old=log_old, clip=kd_clip)
         )
-        terms["kd"] = _aggregated(values, counts, aggregation)
+        terms["kd"] = _aggregated(values * own, counts, aggregation)
         told["kd/k1"] = (log_policy.detach() - log_teacher)[counts].mean()
     loss = terms["policy"] if "kd" not in terms else terms["policy"] + beta * terms["kd"]
     return Loss(loss, {name: values.detach() for name, values in (terms | told).items()})
@@ -225,15 +225,23 @@ def prime_rl_loss(inputs: Any, *, beta: float = 0.2, **options: Any) -> Any:
     Returns
     -------
     An object with ``loss`` and ``metrics``, as its ``LossOutputs`` has them.
+
+    Raises
+    ------
+    InputError
+        There is no teacher, or as in `policy_loss`.
     """
     teacher = getattr(inputs, "ref_logprobs", None)
     teacher = getattr(inputs, "teacher_logprobs", None) if teacher is None else teacher
+    if teacher is None:
+        fix = "let the run score its rollouts with a reference: the teacher"
+        raise InputError("there are no log-probabilities of a teacher", where="ref_logprobs", fix=fix)
     if not bool(inputs.loss_mask.any()):
         return SimpleNamespace(loss=inputs.trainer_logprobs.sum() * 0, metrics={})
     weights = getattr(inputs, "loss_weights", None)
     found = policy_loss(
         inputs.trainer_logprobs[None],
-        None if teacher is None else teacher[None],
+        teacher[None],
         inputs.advantages[None],
         inputs.loss_mask[None],
         beta=beta,
