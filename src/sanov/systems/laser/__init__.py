@@ -31,12 +31,13 @@ Reference: yang2025laser.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from sanov.core import pages
 from sanov.core.answers import Answer
 from sanov.core.errors import InputError
 from sanov.core.options import Options, option
@@ -44,6 +45,7 @@ from sanov.learning import policies
 from sanov.learning.policies import Evaluation, Start, Tasks
 from sanov.learning.policy import Grpo, Optimisation
 from sanov.learning.rollouts import Rollout
+from sanov.learning.validation import Validation
 from sanov.systems.laser import judging, reading, report
 from sanov.systems.laser.calibration import Platt, fit_platt, fit_threshold, verdicts
 from sanov.systems.laser.fitted import REFERENCE, Fitted, save_reference
@@ -152,9 +154,12 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
     """
     opened = policies.start(data, config, seed=seed, out=out, resume=resume)
     signal = SelfRewardSignal(config.self_reward, seed=seed, keep=_keeper(out, opened[1], resume))
-    found = policies.fit(
-        data, system="laser", config=config, signals=[signal], opened=opened, seed=seed, out=out, resume=resume
-    )
+
+    def more(found: policies.Fitted, validation: Validation) -> tuple[Mapping[str, Any], list[pages.Block]]:
+        return report.calibration(Fitted.of(found, signal.reference), validation, config.calibration_share, seed)
+
+    how: dict[str, Any] = {"system": "laser", "config": config, "opened": opened, "seed": seed, "out": out}
+    found = policies.fit(data, signals=[signal], resume=resume, more=more, **how)
     return Fitted.of(found, signal.reference)
 
 
