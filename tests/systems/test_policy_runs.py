@@ -73,8 +73,8 @@ def test_every_checkpoint_is_a_policy_that_transformers_loads(done):
         card = (path / "README.md").read_text()
         digest = student.results["data"]["digest"]
         assert "library_name: transformers" in card
-        result = "| training reward |" if path == steps[0] else "| validation reward |"
-        for part in ("`policy`", digest, "kd.beta=0.3", result, "prompts.jsonl"):
+        result = "training reward  " if path == steps[0] else "validation reward  "
+        for part in ("/policy`", digest, "kd.beta=0.3", result, "prompts.jsonl"):
             assert part in card, (path, part)
     ids = torch.tensor([TOKENIZER.encode("a1+2=")])
     last, final = (AutoModelForCausalLM.from_pretrained(path)(ids).logits for path in (steps[-1], out))

@@ -8,10 +8,8 @@ from typing import Any
 
 from sanov import __version__
 from sanov.core import files
-from sanov.core.cells import shown
-from sanov.learning.validation import sentence
 
-__all__ = ["CARD", "card", "flat", "merged"]
+__all__ = ["CARD", "card", "flat", "merged", "summary"]
 
 CARD = "README.md"
 HEAD = """---
@@ -35,7 +33,7 @@ model, tokenizer = (auto.from_pretrained("FOLDER") for auto in (AutoModelForCaus
 """
 
 
-def card(system: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> str:
+def card(system: str, config: Mapping[str, Any], results: Mapping[str, Any], said: str) -> str:
     """Return a model card in Markdown, with the front matter that model hubs read.
 
     Parameters
@@ -46,43 +44,39 @@ def card(system: str, config: Mapping[str, Any], results: Mapping[str, Any]) -> 
         Its options, as a tree.
     results
         What is known of the training.
+    said
+        The same in words, of `summary`.
     """
     data = results.get("data", {})
+    rewards = ", ".join(f"`{name}`" for name in config.get("rewards") or ())
     about = {
         "Base model": _base(config),
-        "Rewards": ", ".join(f"`{name}`" for name in config.get("rewards") or ())
-        or "what the columns of the prompts allow",
-        "Prompts": " ".join(filter(None, [str(data.get("name", "")), f"(SHA-256 {data['digest']})" if data else ""])),
-        "Updates": shown(results.get("steps")),
-        "Seed": shown(results.get("seed")),
+        "Rewards": rewards or "what the columns of the prompts allow",
+        "Prompts": f"{data['name']} (SHA-256 {data['digest']})" if data else "",
         "Written by": f"sanov {__version__}",
     }
     parts = [HEAD.format(system=system), *(f"- {name}: {text}" for name, text in about.items() if text), ""]
-    said = sentence(results)
-    if said:
-        parts += [f"{said[0].upper()}{said[1:]}.", ""]
-    parts += ["## Results", "", "| quantity | value |", "| --- | --- |"]
-    parts += [f"| {name} | {text} |" for name, text in merged(results).items()]
-    parts += ["", *(f"- {note}" for note in results.get("notes", ()))]
-    parts += [
-        LOADING.format(system=system),
-        "## Options",
-        "",
-        "```",
-        *(f"{name}={value}" for name, value in flat(config)),
-        "```",
-        "",
-    ]
+    parts += ["## Results", "", "```", said, "```", LOADING.format(system=system)]
+    parts += ["## Options", "", "```", *(f"{name}={value}" for name, value in flat(config)), "```", ""]
     return "\n".join(parts)
 
 
 def _base(config: Mapping[str, Any]) -> str:
     named = str(config.get("policy") or "")
     if not named:
-        return "a small network that was made for this run"
+        return "a small network that was made for its prompts"
     place = Path(named) / "config.json"
     known = files.read_json(place).get("_name_or_path") if place.is_file() else None
-    return f"`{Path(named).name}`" + (f" ({known})" if known else "")
+    return f"`{named}`" + (f" ({known})" if known else "")
+
+
+def summary(system: str, weights: int, results: Mapping[str, Any]) -> str:
+    """Return what was trained and how well it does, on one screen."""
+    numbers = merged(results)
+    width = max(map(len, numbers), default=0)
+    lines = [f"{system}: a policy of {weights:,} weights"]
+    lines += [f"{name:<{width}}  {text}" for name, text in numbers.items()]
+    return "\n".join([*lines, *(f"- {note}" for note in results.get("notes", ()))])
 
 
 def flat(tree: Mapping[str, Any], path: str = "") -> Iterator[tuple[str, str]]:

@@ -70,7 +70,9 @@ def imitate(
         Updates, rows of one on all processes, and tokens computed at once on a process, padding included (0: all).
     learning_rate, weight_decay, clip_norm, rate, warmup
         Of AdamW, and the shape of its rate.
-    evaluate, evaluate_every, evaluate_start, callbacks, out, checkpoint_every, publish, resume, lengthen, parallel, trackers, seed
+    evaluate, evaluate_every, evaluate_start, callbacks, out, checkpoint_every, publish, resume, lengthen, parallel
+        See `training.train`.
+    trackers, seed
         See `training.train`.
 
     Raises

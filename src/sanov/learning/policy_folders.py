@@ -13,7 +13,7 @@ import polars as pl
 from sanov import __version__
 from sanov.core import files
 from sanov.core.errors import InputError
-from sanov.learning.cards import CARD, card, merged
+from sanov.learning.cards import CARD, card, summary
 from sanov.learning.checkpoints import refuse_unfinished
 from sanov.learning.completing import Tasks
 from sanov.learning.processes import every_process, place
@@ -65,16 +65,11 @@ class Fitted:
 
     def summary(self) -> str:
         """Return what was trained and how well it does, on one screen."""
-        lines = [f"{self.system}: a policy of {sum(p.numel() for p in self.model.parameters()):,} weights"]
-        numbers = merged(self.results)
-        width = max(map(len, numbers), default=0)
-        lines += [f"{name:<{width}}  {text}" for name, text in numbers.items()]
-        lines += [f"- {note}" for note in self.results.get("notes", ())]
-        return "\n".join(lines)
+        return summary(self.system, sum(weight.numel() for weight in self.model.parameters()), self.results)
 
     def card(self) -> str:
         """Return the model card, as Hugging Face's hub reads it."""
-        return card(self.system, self.config, self.results)
+        return card(self.system, self.config, self.results, self.summary())
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that transformers loads, with a model card: the seal of the whole last.

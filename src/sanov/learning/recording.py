@@ -15,7 +15,7 @@ from sanov import __version__
 from sanov.core import files, pages
 from sanov.data.prompts import Prompts
 from sanov.learning import run_pages, samples
-from sanov.learning.cards import CARD, card, flat
+from sanov.learning.cards import CARD, card, flat, summary
 from sanov.learning.diagnosis import why_flat
 from sanov.learning.history import History
 from sanov.learning.parallel import is_sharded
@@ -84,7 +84,8 @@ class Record:
             results = self.results(history)
             if not is_sharded(model):
                 save_model(model, folder, self.tokenizer)
-                files.write_text(folder / CARD, card(self.system, self.config.model_dump(mode="json"), results))
+                said = summary(self.system, sum(weight.numel() for weight in model.parameters()), results)
+                files.write_text(folder / CARD, card(self.system, self.config.model_dump(mode="json"), results, said))
             if self.out is not None:
                 write_history(history.to_frame(), self.out)
                 self.write_page(history, results, [])
