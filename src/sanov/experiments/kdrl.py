@@ -1,4 +1,4 @@
-"""The claim of `kdrl`: at equal sampled tokens, annealed KDRL beats the better of tuned GRPO and tuned KD-RKL.
+"""The claim of `kdrl`: at equal completions, annealed KDRL beats the better of tuned GRPO and tuned KD-RKL.
 
 All arms of a family of tasks start from the same student and see the same prompts with the same noise, have the same
 trials (one Latin hypercube over learning rate, coefficient and the share of steps with distillation, of which each arm
@@ -174,8 +174,8 @@ PAPER = {
 CLAIM = Claim(
     system="kdrl",
     statement=(
-        "At equal sampled tokens and updates, KDRL with an annealed coefficient has higher held-out accuracy than the better "
-        "of tuned GRPO and tuned KD-RKL."
+        "At equal numbers of completions and updates, KDRL with an annealed coefficient has higher held-out accuracy than "
+        "the better of tuned GRPO and tuned KD-RKL."
     ),
     source="xu2025kdrl, sec. 4; the criterion is ours",
     parts=parts(tuple(starts.FAMILIES)),

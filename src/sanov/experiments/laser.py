@@ -90,11 +90,26 @@ def _trained(
     student = starts.load(folder)
     own = {"alpha": 0.0, "tau": 0.0} if arm == "grpo" else {"alpha": chosen["alpha"], **SELF[arm]}
     own = {"warmup_steps": settings["warmup"], "reference": "constant", **own}
-    signal = SelfRewardSignal(SelfReward(**own), seed=seed, labels=permuted_labels(seed) if arm == "permuted" else None)
+    kind = _alone() if arm == "score_alone" else SelfRewardSignal
+    signal = kind(SelfReward(**own), seed=seed, labels=permuted_labels(seed) if arm == "permuted" else None)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", SanovWarning)  # that one constant is rough: part of what is tested
         history, _ = _fit(family, student, signal, chosen, settings, seed)
     return student, signal, starts.curve(history, settings["every"])
+
+
+def _alone() -> Any:
+    """Return the signal whose scores are the only reward: a group that they do not tell apart learns nothing."""
+    import torch
+
+    from sanov.systems.laser.signal import SelfRewardSignal
+
+    class Alone(SelfRewardSignal):
+        def advantages(self, rollouts: Any, step: int) -> None:
+            rollouts.advantages = torch.zeros_like(rollouts.advantages)
+            super().advantages(rollouts, step)
+
+    return Alone
 
 
 def _fit(
@@ -253,7 +268,8 @@ CLAIM = Claim(
             scale=(
                 "Two families of generated tasks, students of 0.86 million weights (one for each family and seed), 64 "
                 "completions a step, 120 updates, 5 trials an arm on a seed kept apart, 500 test prompts with 16 completions "
-                "each. The paper trains models of 3 and 7 billion weights on 128 prompts a step."
+                "each, one constant for the reference as in the paper. The paper trains models of 3 and 7 billion weights on "
+                "128 prompts a step."
             ),
             settings=PAPER,
             extras="torch",
