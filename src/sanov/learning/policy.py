@@ -33,6 +33,7 @@ from sanov.learning.optimizers import adamw
 from sanov.learning.parallel import Parallel
 from sanov.learning.policy_steps import POLICY, advantages_of, packed, sums
 from sanov.learning.processes import every_process, place
+from sanov.learning.reward_checks import check_rewarded
 from sanov.learning.rollouts import (
     Rollout,
     Rollouts,
@@ -86,6 +87,7 @@ class _Feed:
         micro_batch_tokens: int,
         sampler: Sampler,
         seed: int,
+        needs_reward: bool = True,
     ):
         suppressed = {*rollouts.suppress, *(token for signal in signals for token in signal.suppressed)}
         if tokenizer.eos in suppressed:
@@ -103,7 +105,8 @@ class _Feed:
             sampler = partial(local_sampler, watch=watched)
         self.budget, self.sampler, self.seed = micro_batch_tokens, sampler, seed
         self.order = shuffled(len(prompts), min(rollouts.prompts_per_step, len(prompts)), seed=seed, drop_last=True)
-        self.told = False  # that completions are cut
+        self.told = self.told_unrewarded = False  # that completions are cut, or not judged
+        self.needs_reward = needs_reward and rewards is not None
         self.kept: list[dict[str, Any]] = []  # completions that further updates go over
 
     @property
@@ -142,6 +145,8 @@ class _Feed:
             seed=self.seed,
             step=step,
         )
+        if self.rewards is not None:
+            self.told_unrewarded = check_rewarded(rollouts, step, needed=self.needs_reward, told=self.told_unrewarded)
         for signal in self.signals:
             signal.score(rollouts, step, model)
         rewards = rollouts.rewards if rollouts.shaped is None else rollouts.shaped
@@ -178,6 +183,7 @@ def fit(
     seed: int = 0,
     out: str | Path | None = None,
     resume: bool = False,
+    rewarded: bool = True,
 ) -> tuple[History, dict[str, Any]]:
     """Train a policy in place on rewards of its own completions.
 
@@ -207,6 +213,8 @@ def fit(
         Folder of the checkpoints.
     resume
         Go on from the newest checkpoint in it.
+    rewarded
+        Whether it takes rewards to learn from, where there are functions: a step without any is then refused.
 
     Returns
     -------
@@ -226,6 +234,7 @@ def fit(
         raise InputError(found, where="rollouts.group_size", fix="use grpo.scale_rewards=none, or larger groups")
     noted: dict[str, Any] = {}
     for signal in signals:
+        signal.steps = training.steps
         noted |= signal.begin(policy, tokenizer, prompts, rollouts)
     feed = _Feed(
         prompts,
@@ -238,6 +247,7 @@ def fit(
         training.micro_batch_tokens,
         sampler,
         seed,
+        rewarded,
     )
     history = train(
         policy,
