@@ -11,7 +11,7 @@ import pytest
 
 from sanov.core import charts, pages
 from sanov.core.cells import shown, shown_column
-from sanov.core.pages import Figure, Page, Section, Table, Text, render
+from sanov.core.pages import Figure, Page, Passage, Passages, Section, Table, Text, fragment, render
 
 EVIL = '"><script>alert(1)</script>\u2028'
 CHART = {"$schema": "https://vega.github.io/x.json", "data": {"values": [{"a": 1}]}, "mark": "point"}
@@ -78,6 +78,7 @@ def page_of(word):
         Table(word, table, word),
         Figure(word, chart, word),
         Section(word, word, word, [Table(word, table)]),
+        Passages(word, [Passage(word, word, [word], [0.5])], word),
         Section(word, "holds"),
     ]
     return Page(word, word, [word], blocks, {word: word})
@@ -89,6 +90,19 @@ def test_whatever_a_user_supplies_is_text():
     evil, harmless = Reader(html), Reader(render(page_of("x")))
     assert [tag for tag, _ in evil.tags] == [tag for tag, _ in harmless.tags]
     assert evil.text().count("<script>alert(1)</script>") >= 14
+
+
+def test_tokens_are_shaded_by_their_numbers():
+    values = [None, 0.0, 0.2, -0.2, 1.0, -40.0]
+    block = Passages("s", [Passage("p", "one", list("abcdef"), values), Passage("p", "two", ["x"], [None])])
+    html = render(Page("t", "s", [], [block]))
+    spans = re.findall(r"<span([^>]*)>(\w)</span>", html)
+    assert spans == [
+        ("", "a"), (' title="+0.00"', "b"), (' class="more-1" title="+0.20"', "c"), (' class="less-1" title="-0.20"', "d"),
+        (' class="more-3" title="+1.00"', "e"), (' class="less-4" title="-40.00"', "f"), ("", "x"),
+    ]  # fmt: skip
+    assert html.count("<details") == 1
+    assert "abcdef" in fragment(Page("t", "s", [], [block]), 5)
 
 
 def test_scripts_come_only_with_charts():

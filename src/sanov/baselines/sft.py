@@ -37,6 +37,7 @@ class Imitation(Optimisation):
 
     steps: int = option(600, "Number of updates.", source="choice", ge=1)
     learning_rate: float = option(1e-3, "Of AdamW.", source="choice", gt=0)
+    checkpoint_every: int = option(100, "Updates between checkpoints; 0 for one at the end.", source="choice", ge=0)
 
 
 class Config(Options):

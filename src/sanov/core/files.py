@@ -13,9 +13,10 @@ import math
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, is_dataclass
 from datetime import timedelta
@@ -34,6 +35,7 @@ __all__ = [
     "check_writable",
     "digest",
     "lock",
+    "open_as_usual",
     "plain",
     "read_json",
     "read_lines",
@@ -43,6 +45,7 @@ __all__ = [
     "write_text",
 ]
 
+PRIVATE = 0o600  # the mode of a file that its owner alone may read
 DAY = 86_400.0  # seconds; a temporary that is older belongs to a process that was killed
 DEVICE = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EROFS}  # faults of the place, not of the writer
 
@@ -69,6 +72,8 @@ def atomic_path(path: str | Path) -> Iterator[Path]:
             yield temporary
             if target.is_file():
                 shutil.copymode(target, temporary)
+            else:
+                _open_as_usual([temporary])
             _sync(temporary)
             temporary.replace(target)
             _sync_folder(target.parent)
@@ -98,12 +103,30 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     try:
         with _telling(target, temporary):
             yield temporary
+            open_as_usual(temporary)
             _sync_tree(temporary)
             _replace_folder(temporary, target)
             _sync_folder(target.parent)
     except BaseException:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
+
+
+def open_as_usual(folder: str | Path) -> None:
+    """Give the files of a folder that their writer kept to itself (as safetensors does) the mode that umask leaves."""
+    _open_as_usual(path for path in sorted(Path(folder).rglob("*")) if path.is_file())
+
+
+def _open_as_usual(paths: Iterable[Path]) -> None:
+    private = [path for path in paths if stat.S_IMODE(path.stat().st_mode) == PRIVATE]
+    if not private:
+        return
+    probe = private[0].with_name(f".{private[0].stem}.tmp-{secrets.token_hex(6)}")  # umask can be asked in no other way
+    probe.touch()
+    mode = stat.S_IMODE(probe.stat().st_mode)
+    probe.unlink()
+    for path in private:
+        path.chmod(mode)
 
 
 def _replace_folder(new: Path, target: Path) -> None:

@@ -14,8 +14,9 @@ from markupsafe import Markup
 from sanov.core import charts, files
 from sanov.core.cells import shown_column
 
-__all__ = ["Block", "Figure", "Page", "Section", "Table", "Text", "fragment", "render"]
+__all__ = ["Block", "Figure", "Page", "Passage", "Passages", "Section", "Table", "Text", "fragment", "render"]
 
+SHADES = (0.1, 0.3, 1.0, 3.0)  # nats from which on a token has the next darker shade
 ROWS = 500  # rows of a table that a page shows; its CSV button gives the same
 VERDICTS = ("holds", "fails", "inconclusive", "not run", "reported")
 
@@ -48,13 +49,32 @@ class Figure:
 
 
 @dataclass(frozen=True)
+class Passage:
+    """A text in tokens, each shaded by a number around 0; None for none."""
+
+    prompt: str
+    label: str
+    tokens: Sequence[str]
+    values: Sequence[float | None]
+
+
+@dataclass(frozen=True)
+class Passages:
+    """Texts to browse, those of one prompt under one another."""
+
+    heading: str
+    passages: Sequence[Passage]
+    caption: str = ""
+
+
+@dataclass(frozen=True)
 class Section:
     """Blocks under a heading with a badge: the verdict on a claim, or any other word."""
 
     heading: str
     badge: str = ""
     lead: str = ""
-    blocks: Sequence[Text | Table | Figure] = ()
+    blocks: Sequence[Text | Table | Figure | Passages] = ()
 
     @property
     def kind(self) -> str:
@@ -62,7 +82,7 @@ class Section:
         return next((verdict for verdict in VERDICTS if self.badge.startswith(verdict)), "other").replace(" ", "-")
 
 
-Block: TypeAlias = Text | Table | Figure | Section
+Block: TypeAlias = Text | Table | Figure | Passages | Section
 
 
 @dataclass(frozen=True)
@@ -106,8 +126,8 @@ def fragment(page: Page, rows: int) -> str:
     return _template("fragment.html.j2").render(page=page, blocks=_flat(page.blocks), rows=rows)
 
 
-def _flat(blocks: Sequence[Block]) -> list[Text | Table | Figure]:
-    flat: list[Text | Table | Figure] = []
+def _flat(blocks: Sequence[Block]) -> list[Text | Table | Figure | Passages]:
+    flat: list[Text | Table | Figure | Passages] = []
     for block in blocks:
         flat += block.blocks if isinstance(block, Section) else [block]
     return flat
@@ -141,6 +161,26 @@ def _right(table: Table) -> list[bool]:
     return [column.dtype.is_numeric() or column.name in table.right for column in table.frame]
 
 
+# -- passages ---------------------------------------------------------------------------------------------------------
+
+
+def _by_prompt(block: Passages) -> dict[str, list[Passage]]:
+    found: dict[str, list[Passage]] = {}
+    for passage in block.passages:
+        found.setdefault(passage.prompt, []).append(passage)
+    return found
+
+
+def _shaded(passage: Passage) -> list[dict[str, str]]:
+    """Return each token with the class of its shade, and its number."""
+    tokens = []
+    for text, value in zip(passage.tokens, passage.values, strict=True):
+        level = 0 if value is None else sum(abs(value) >= bound for bound in SHADES)
+        tone = f"{'more' if value and value > 0 else 'less'}-{level}" if level else ""
+        tokens.append({"text": text, "tone": tone, "number": "" if value is None else f"{value:+.2f}"})
+    return tokens
+
+
 # -- templates --------------------------------------------------------------------------------------------------------
 
 
@@ -164,6 +204,8 @@ def _environment() -> jinja2.Environment:
         "svg": lambda figure: Markup(charts.svg(figure.spec)),
         "cells": _cells,
         "right": _right,
+        "by_prompt": _by_prompt,
+        "shaded": _shaded,
     }
     environment.globals |= {"light": charts.LIGHT, "dark": charts.DARK, "font": Markup(charts.FONT), "limit": ROWS}
     return environment

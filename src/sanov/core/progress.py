@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TypeVar
 
-__all__ = ["quiet", "track"]
+__all__ = ["is_quiet", "quiet", "track"]
 
 Item = TypeVar("Item")
 _QUIET: ContextVar[bool] = ContextVar("sanov_quiet", default=False)
@@ -25,6 +25,11 @@ def quiet(on: bool = True) -> Iterator[None]:
         yield
     finally:
         _QUIET.reset(token)
+
+
+def is_quiet() -> bool:
+    """Whether no progress is to be shown."""
+    return _QUIET.get()
 
 
 def track(items: Iterable[Item], what: str, total: int | None = None) -> Iterator[Item]:

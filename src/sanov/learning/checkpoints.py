@@ -11,7 +11,7 @@ from __future__ import annotations
 import re
 import shutil
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -27,10 +27,11 @@ from sanov.learning.history import History
 from sanov.learning.parallel import Prepared, whole
 from sanov.learning.processes import every_process
 
-__all__ = ["Checkpoints", "full_weights", "load_weights"]
+__all__ = ["Checkpoints", "Publish", "full_weights", "load_weights"]
 
 WEIGHTS, OPTIMIZER, HISTORY, RUN, SEAL = "weights.safetensors", "optimizer.pt", "history.json", "run.json", "seal.json"
 NAME = re.compile(r"step-\d{8,}")
+Publish = Callable[[History], Callable[[Path], None] | None]
 
 
 class Checkpoints:
@@ -46,6 +47,10 @@ class Checkpoints:
         What the run is: a tree that must be the same where it is resumed.
     setup
         The model that is trained.
+    publish
+        See `training.train`.
+    lengthen
+        Whether a run of fewer steps may be resumed.
 
     Raises
     ------
@@ -53,8 +58,18 @@ class Checkpoints:
         The folder cannot be written.
     """
 
-    def __init__(self, folder: Path, keep: int, run: Mapping[str, Any], setup: Prepared):
+    def __init__(
+        self,
+        folder: Path,
+        keep: int,
+        run: Mapping[str, Any],
+        setup: Prepared,
+        *,
+        publish: Publish | None = None,
+        lengthen: bool = False,
+    ):
         self.folder, self.keep, self.run, self.setup = folder, keep, files.plain(run), setup
+        self.publish, self.lengthen = publish, lengthen
         self.kept: list[Path] = []
         with suppress(OSError):  # the check says why
             folder.mkdir(parents=True, exist_ok=True)
@@ -67,6 +82,7 @@ class Checkpoints:
         state = _full_state(self.setup.inner, self.setup.optimizer, here=main)
         scaler = self.setup.accelerator.scaler
         state["scaler"] = None if scaler is None else scaler.state_dict()
+        write = None if self.publish is None else self.publish(history)
         if main:
             path = self.folder / f"step-{len(history):08d}"
             with files.atomic_folder(path) as temporary:
@@ -75,6 +91,8 @@ class Checkpoints:
                 files.write_json(temporary / HISTORY, history.to_dict())
                 files.write_json(temporary / RUN, self.run)
                 files.write_json(temporary / SEAL, _digests(temporary))
+                if write is not None:
+                    write(temporary)
             self.kept = [*self.kept, path][-self.keep :]
             for old in set(_found(self.folder)) - set(self.kept):
                 shutil.rmtree(old, ignore_errors=True)
@@ -109,7 +127,10 @@ class Checkpoints:
         _load_state(self.setup.inner, self.setup.optimizer, state)
         if self.setup.accelerator.scaler is not None and state["scaler"] is not None:
             self.setup.accelerator.scaler.load_state_dict(state["scaler"])
-        return History.from_dict(files.read_json(path / HISTORY))
+        history = History.from_dict(files.read_json(path / HISTORY))
+        if len(history) == files.read_json(path / RUN).get("steps") != self.run.get("steps"):
+            history.finished = False  # it came to its end, which now is a later one
+        return history
 
     def _newest(self) -> str | None:
         """Return the name of the newest checkpoint that is undamaged, with a warning for each newer one."""
@@ -128,6 +149,8 @@ class Checkpoints:
     def _check_run(self, path: Path) -> None:
         theirs = files.read_json(path / RUN)
         for name, ours in self.run.items():
+            if name == "steps" and self.lengthen and theirs.get(name, ours) <= ours:
+                continue
             if theirs.get(name) != ours:
                 raise InputError(
                     f"is of a run with {name} = {_short(theirs.get(name))}",
@@ -148,7 +171,7 @@ def refuse_unfinished(folder: Path) -> None:
     for path in reversed(_found(folder)):
         if _damage(path) is None:
             if not files.read_json(path / HISTORY)["finished"]:
-                fix = "resume it, choose another folder, or delete this one"
+                fix = "resume it (--resume), choose another folder, or delete this one"
                 raise InputError(f"holds an unfinished run ({path.name})", where=str(folder), fix=fix)
             return
 

@@ -21,7 +21,7 @@ from sanov.data.rewards import Rewards
 from sanov.learning.rollouts import Rollout, Tokenizer, context_of, encoded
 from sanov.nets.sampling import keyed_uniforms, sample
 
-__all__ = ["ASKED", "FEWEST", "Completed", "Tasks", "answer", "carried", "complete", "judged"]
+__all__ = ["ASKED", "FEWEST", "Completed", "Tasks", "answer", "carried", "complete"]
 
 TOGETHER = 256  # completions that are sampled at once
 ASKED = "prompt_"  # before the name of a prompt's column where the completion has one of its own
@@ -155,26 +155,6 @@ def complete(
         np.array([mean for _, _, mean in found]).reshape(shape),
         {token: np.array(values).reshape(shape) for token, values in ends.items()},
     )
-
-
-def judged(
-    model: nn.Module,
-    tokenizer: Tokenizer,
-    prompts: Prompts | None,
-    rewards: Rewards | None,
-    options: Rollout,
-    samples: int,
-    seed: int,
-) -> dict[str, float]:
-    """Return mean reward, length and share of finished completions on some prompts."""
-    assert prompts is not None
-    found = complete(model, tokenizer, prompts, rewards, options, samples=samples, seed=seed)
-    known = found.rewards[~np.isnan(found.rewards)]
-    return {
-        "validation_reward": float(known.mean()) if len(known) else float("nan"),
-        "validation_length": float(found.lengths.mean()),
-        "validation_finished": float(found.finished.mean()),
-    }
 
 
 def answer(

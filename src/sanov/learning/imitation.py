@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from sanov.core.errors import InputError
 from sanov.data.prompts import Prompts
+from sanov.learning.checkpoints import Publish
 from sanov.learning.optimizers import adamw
 from sanov.learning.parallel import Parallel
 from sanov.learning.rollouts import Tokenizer, context_of
@@ -44,10 +45,13 @@ def imitate(
     warmup: float = 0.0,
     evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
+    evaluate_start: bool = False,
     callbacks: Sequence[Callable[[int, Mapping[str, float]], object]] = (),
     out: str | Path | None = None,
     checkpoint_every: int = 0,
+    publish: Publish | None = None,
     resume: bool = False,
+    lengthen: bool = False,
     parallel: Parallel = "auto",
     trackers: Sequence[Any] = (),
     seed: int = 0,
@@ -66,7 +70,9 @@ def imitate(
         Updates, rows of one on all processes, and tokens computed at once on a process, padding included (0: all).
     learning_rate, weight_decay, clip_norm, rate, warmup
         Of AdamW, and the shape of its rate.
-    evaluate, evaluate_every, callbacks, out, checkpoint_every, resume, parallel, trackers, seed
+    evaluate, evaluate_every, evaluate_start, callbacks, out, checkpoint_every, publish, resume, lengthen, parallel
+        See `training.train`.
+    trackers, seed
         See `training.train`.
 
     Raises
@@ -95,10 +101,13 @@ def imitate(
         clip_norm=clip_norm,
         evaluate=evaluate,
         evaluate_every=evaluate_every,
+        evaluate_start=evaluate_start,
         callbacks=callbacks,
         out=out,
         checkpoint_every=checkpoint_every,
+        publish=publish,
         resume=resume,
+        lengthen=lengthen,
         parallel=parallel,
         trackers=trackers,
         seed=seed,

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from torch import nn
 
-from sanov.core import files
+from sanov.core import files, pages
 from sanov.core.answers import Answer
 from sanov.core.errors import InputError
 from sanov.core.options import Options, option
@@ -18,17 +17,20 @@ from sanov.data import prompts as prompt_tables
 from sanov.data.prompts import Prompts
 from sanov.data.rewards import Rewards, load
 from sanov.learning.adapters import Lora, adapted
-from sanov.learning.completing import EVALUATION, Completed, Tasks, answer, complete, judged
+from sanov.learning.completing import EVALUATION, Completed, Tasks, answer, complete
 from sanov.learning.history import History
 from sanov.learning.imitation import imitate
+from sanov.learning.live import REWARDED, live
 from sanov.learning.parallel import is_sharded
-from sanov.learning.policy import Signal
+from sanov.learning.policy import Optimisation, Signal
 from sanov.learning.policy import fit as fit_policy
 from sanov.learning.policy_folders import CHECKPOINTS, START, Fitted, begin, opened
 from sanov.learning.processes import every_process, place
+from sanov.learning.recording import Record
 from sanov.learning.remembered import remembered
 from sanov.learning.rollouts import Tokenizer
 from sanov.learning.servers import open_sampler
+from sanov.learning.validation import Validation
 from sanov.nets.causal import load_model, load_tokenizer, save_model, trainable
 from sanov.nets.transformer import Decoder, Shape, plain_copy
 
@@ -52,6 +54,9 @@ __all__ = [
     "read",
     "start",
 ]
+
+
+More = Callable[[Fitted, Validation], tuple[Mapping[str, Any], list[pages.Block]]]
 
 
 class Evaluation(Options):
@@ -171,7 +176,9 @@ def open_policy(
     return model, tokenizer
 
 
-def start(data: Tasks, config: Any, *, seed: int, out: str | Path | None, resume: bool) -> tuple[Any, Tokenizer]:
+def start(
+    data: Tasks, config: Any, *, seed: int, out: str | Path | None, resume: bool, follows: bool = False
+) -> tuple[Any, Tokenizer]:
     """Begin or resume a run in a folder, and open the policy that it trains.
 
     Parameters
@@ -180,7 +187,7 @@ def start(data: Tasks, config: Any, *, seed: int, out: str | Path | None, resume
         Prompts and rewards.
     config
         With ``policy`` and ``start``.
-    seed, out, resume
+    seed, out, resume, follows
         As in `fit`.
 
     Returns
@@ -196,9 +203,14 @@ def start(data: Tasks, config: Any, *, seed: int, out: str | Path | None, resume
     if config.policy and unused:
         found, fix = f"policy={config.policy} is given, so that no policy is made", "leave these out, or the policy"
         raise InputError(found, where=", ".join(unused), fix=fix)
-    begin(out, data, config, seed, resume)
+    begin(out, data, config, seed, resume, lengthens=_lengthens(config.training, follows))
     kept = None if out is None else Path(out) / START
     return open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept, lora=config.lora)
+
+
+def _lengthens(training: Optimisation, follows: bool) -> bool:
+    """Whether a run may be made longer: nothing that was done so far would have been done otherwise."""
+    return training.schedule == "constant" and training.warmup == 0 and not follows
 
 
 def fit(
@@ -212,6 +224,8 @@ def fit(
     out: str | Path | None,
     resume: bool,
     rewarded: bool = True,
+    follows: bool = False,
+    more: More | None = None,
 ) -> Fitted:
     """Train a policy by GRPO and signals, and write it down.
 
@@ -233,6 +247,10 @@ def fit(
         Go on from the newest checkpoint.
     rewarded
         Whether it takes a reward to learn from.
+    follows
+        Whether something of the system follows from the number of steps, so that a run cannot be made longer.
+    more
+        Told what was trained and who judged it, returns further results, and blocks for the page.
 
     Raises
     ------
@@ -243,29 +261,46 @@ def fit(
     if data.rewards is None and rewarded:
         raise InputError("nothing says how completions are rewarded", where=data.prompts.name, fix="rewards=...")
     train_on, held_out = divided(data.prompts, config.evaluation, seed)
+    validation = _judge(data, held_out, tokenizer, config, seed, out, signals)
+    record = Record(system, config, seed, (data.prompts, len(train_on)), opened, out, validation)
+    columns = {"KL", "distilled"} if system == "kdrl" else {"AUROC", "filtered"} if system == "laser" else set[str]()
+    with live(config.training.steps, REWARDED | columns, here=place()[0] == 0) as callbacks:
+        history, noted = fit_policy(
+            train_on,
+            model,
+            tokenizer,
+            data.rewards,
+            signals=[*signals, record.kept],
+            rollouts=config.rollouts,
+            grpo=config.grpo,
+            training=config.training,
+            evaluate=validation,
+            evaluate_start=True,
+            sampler=open_sampler(config.rollouts),
+            callbacks=callbacks,
+            seed=seed,
+            out=None if out is None else Path(out) / CHECKPOINTS,
+            publish=record.publish,
+            resume=resume,
+            lengthen=_lengthens(config.training, follows),
+            rewarded=rewarded,
+        )
+    return written(record, history, noted, more)
 
-    def evaluate(policy: nn.Module, done: int) -> dict[str, float]:
-        suppress = {*config.rollouts.suppress, *(token for signal in signals for token in signal.suppressed)}
-        rollouts = config.rollouts.model_copy(update={"suppress": tuple(sorted(suppress))})  # as in training
-        return judged(policy, tokenizer, held_out, data.rewards, rollouts, config.evaluation.samples, seed)
 
-    history, noted = fit_policy(
-        train_on,
-        model,
-        tokenizer,
-        data.rewards,
-        signals=signals,
-        rollouts=config.rollouts,
-        grpo=config.grpo,
-        training=config.training,
-        evaluate=evaluate if held_out is not None and data.rewards is not None else None,
-        sampler=open_sampler(config.rollouts),
-        seed=seed,
-        out=None if out is None else Path(out) / CHECKPOINTS,
-        resume=resume,
-        rewarded=rewarded,
-    )
-    return written(system, model, tokenizer, config, history, {"prompts": len(train_on), "seed": seed, **noted}, out)
+def _judge(
+    data: Tasks,
+    held_out: Prompts | None,
+    tokenizer: Tokenizer,
+    config: Any,
+    seed: int,
+    out: str | Path | None,
+    signals: Sequence[Signal] = (),
+) -> Validation | None:
+    if held_out is None or data.rewards is None:
+        return None
+    folder, samples = None if out is None else Path(out), config.evaluation.samples
+    return Validation(held_out, data.rewards, tokenizer, config.rollouts, samples, seed, signals=signals, folder=folder)
 
 
 def imitated(
@@ -277,6 +312,7 @@ def imitated(
     seed: int,
     out: str | Path | None,
     resume: bool,
+    follows: bool = False,
 ) -> Fitted:
     """Fine-tune a policy on the written solutions of its prompts, and write it down: no completion is sampled.
 
@@ -284,7 +320,7 @@ def imitated(
 
     Parameters
     ----------
-    data, system, config, opened, seed, out, resume
+    data, system, config, opened, seed, out, resume, follows
         As in `fit`.
 
     Raises
@@ -295,51 +331,55 @@ def imitated(
     model, tokenizer = opened
     training = config.training
     train_on, held_out = divided(data.prompts, config.evaluation, seed)
+    validation = _judge(data, held_out, tokenizer, config, seed, out)
+    record = Record(system, config, seed, (data.prompts, len(train_on)), opened, out, validation)
+    with live(training.steps, set(), here=place()[0] == 0) as callbacks:
+        history = imitate(
+            train_on,
+            model,
+            tokenizer,
+            steps=training.steps,
+            batch_size=config.rollouts.prompts_per_step * config.rollouts.group_size,
+            micro_batch_tokens=training.micro_batch_tokens,
+            learning_rate=training.learning_rate,
+            weight_decay=training.weight_decay,
+            clip_norm=training.clip_norm,
+            rate=training.schedule,
+            warmup=training.warmup,
+            evaluate=validation,
+            evaluate_every=training.evaluate_every,
+            evaluate_start=True,
+            callbacks=callbacks,
+            out=None if out is None else Path(out) / CHECKPOINTS,
+            checkpoint_every=training.checkpoint_every,
+            publish=record.publish,
+            resume=resume,
+            lengthen=_lengthens(training, follows),
+            parallel=training.parallel,
+            trackers=training.trackers,
+            seed=seed,
+        )
+    return written(record, history, {})
 
-    def evaluate(policy: nn.Module, done: int) -> dict[str, float]:
-        return judged(policy, tokenizer, held_out, data.rewards, config.rollouts, config.evaluation.samples, seed)
 
-    history = imitate(
-        train_on,
-        model,
-        tokenizer,
-        steps=training.steps,
-        batch_size=config.rollouts.prompts_per_step * config.rollouts.group_size,
-        micro_batch_tokens=training.micro_batch_tokens,
-        learning_rate=training.learning_rate,
-        weight_decay=training.weight_decay,
-        clip_norm=training.clip_norm,
-        rate=training.schedule,
-        warmup=training.warmup,
-        evaluate=evaluate if held_out is not None and data.rewards is not None else None,
-        evaluate_every=training.evaluate_every,
-        out=None if out is None else Path(out) / CHECKPOINTS,
-        checkpoint_every=training.checkpoint_every,
-        resume=resume,
-        parallel=training.parallel,
-        trackers=training.trackers,
-        seed=seed,
-    )
-    return written(system, model, tokenizer, config, history, {"prompts": len(train_on), "seed": seed}, out)
-
-
-def written(
-    system: str,
-    model: Any,
-    tokenizer: Tokenizer,
-    config: Any,
-    history: History,
-    found: Mapping[str, Any],
-    out: str | Path | None,
-) -> Fitted:
-    """Return what was trained, and write it down where a folder is given."""
+def written(record: Record, history: History, noted: Mapping[str, Any], more: More | None = None) -> Fitted:
+    """Return what was trained, and write it down where there is a folder, with its page."""
+    model, tokenizer, config, validation = record.model, record.tokenizer, record.config, record.validation
     if isinstance(model, Decoder) and is_sharded(model):  # every process helps to gather what the first one writes
         model = plain_copy(model)
-    results = {**found, "steps": len(history), **history.evaluations.get(len(history), {})}
-    fitted = Fitted(system, model.eval(), tokenizer, config.model_dump(mode="json"), results, history.to_frame())
-    if out is not None:
+    model = model.eval()
+    if validation is not None and validation.last is None:  # a finished run, of which nothing was left to do
+        validation(model, len(history))
+    results, frame = record.results(history, noted), history.to_frame()
+    fitted = Fitted(record.system, model, tokenizer, config.model_dump(mode="json"), results, frame)
+    blocks: list[pages.Block] = []
+    if more is not None and validation is not None:
+        found, blocks = more(fitted, validation)
+        fitted = replace(fitted, results={**results, **found})
+    if record.out is not None:
         if place()[0] == 0:
-            fitted.save(out)
+            fitted.save(record.out)
+            record.write_page(history, fitted.results, [*blocks, *record.samples(model)])
         every_process(None)
     return fitted
 

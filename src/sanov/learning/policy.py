@@ -29,6 +29,8 @@ from sanov.core.errors import InputError, SanovWarning
 from sanov.core.options import Options, option
 from sanov.data.prompts import Prompts
 from sanov.data.rewards import Rewards
+from sanov.learning.checkpoints import Publish
+from sanov.learning.diagnosis import gradients
 from sanov.learning.optimizers import adamw
 from sanov.learning.parallel import Parallel
 from sanov.learning.policy_steps import POLICY, advantages_of, packed, sums
@@ -67,7 +69,10 @@ class Optimisation(Options):
         4096, "Tokens computed at once on a process, padding included.", source="choice", ge=1
     )
     evaluate_every: int = option(0, "Updates between evaluations; 0 for one at the end.", source="choice", ge=0)
-    checkpoint_every: int = option(0, "Updates between checkpoints; 0 for one at the end.", source="choice", ge=0)
+    checkpoint_every: int = option(20, "Updates between checkpoints; 0 for one at the end.", source="choice", ge=0)
+    diagnose_every: int = option(
+        50, "Updates between norms and cosine of the gradients of reward and signals; 0: never.", source="choice", ge=0
+    )
     parallel: Parallel = option("auto", "How several processes share the work.", source="choice")
     trackers: tuple[str, ...] = option((), "Where to log: tensorboard, wandb, mlflow, trackio ...", source="choice")
 
@@ -87,6 +92,7 @@ class _Feed:
         micro_batch_tokens: int,
         sampler: Sampler,
         seed: int,
+        diagnose_every: int = 0,
         needs_reward: bool = True,
     ):
         suppressed = {*rollouts.suppress, *(token for signal in signals for token in signal.suppressed)}
@@ -104,6 +110,7 @@ class _Feed:
         if watched and sampler is local_sampler:  # a server gives tokens alone
             sampler = partial(local_sampler, watch=watched)
         self.budget, self.sampler, self.seed = micro_batch_tokens, sampler, seed
+        self.diagnose_every = 0 if all(signal.observes for signal in signals) else diagnose_every
         self.order = shuffled(len(prompts), min(rollouts.prompts_per_step, len(prompts)), seed=seed, drop_last=True)
         self.told = self.told_unrewarded = False  # that completions are cut, or not judged
         self.needs_reward = needs_reward and rewards is not None
@@ -121,7 +128,11 @@ class _Feed:
         else:  # nothing new was sampled that could be told
             skipped = self.kept[0]["metrics"]["step_skipped"]
             self.kept[0]["metrics"] = {"num_tokens": 0.0, "step_skipped": skipped}
-        return [{**batch, "step": step} for batch in self.kept]
+        found = [{**batch, "step": step} for batch in self.kept]
+        if self.diagnose_every and (step + 1) % self.diagnose_every == 0:
+            told = gradients(model, found, self.signals, self.grpo, self.options.temperature)
+            found[0] = {**found[0], "metrics": {**found[0]["metrics"], **told}}
+        return found
 
     def rollouts(self, step: int, model: nn.Module) -> Rollouts:
         """Sample, score, and let the signals look."""
@@ -178,11 +189,14 @@ def fit(
     grpo: Grpo | None = None,
     training: Optimisation | None = None,
     evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
+    evaluate_start: bool = False,
     sampler: Sampler = local_sampler,
     callbacks: Sequence[Callable[[int, Mapping[str, float]], object]] = (),
     seed: int = 0,
     out: str | Path | None = None,
+    publish: Publish | None = None,
     resume: bool = False,
+    lengthen: bool = False,
     rewarded: bool = True,
 ) -> tuple[History, dict[str, Any]]:
     """Train a policy in place on rewards of its own completions.
@@ -201,7 +215,7 @@ def fit(
         What is added to GRPO.
     rollouts, grpo, training
         Options.
-    evaluate
+    evaluate, evaluate_start, publish, lengthen
         See `training.train`.
     sampler
         Who completes the prompts.
@@ -247,6 +261,7 @@ def fit(
         training.micro_batch_tokens,
         sampler,
         seed,
+        training.diagnose_every,
         rewarded,
     )
     history = train(
@@ -259,10 +274,13 @@ def fit(
         clip_norm=training.clip_norm,
         evaluate=evaluate,
         evaluate_every=training.evaluate_every,
+        evaluate_start=evaluate_start,
         callbacks=callbacks,
         out=out,
         checkpoint_every=-(-training.checkpoint_every // grpo.iterations) * grpo.iterations,
+        publish=publish,
         resume=resume,
+        lengthen=lengthen,
         seed=seed,
         parallel=training.parallel,
         trackers=training.trackers,

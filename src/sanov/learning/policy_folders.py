@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,39 +13,19 @@ import polars as pl
 from sanov import __version__
 from sanov.core import files
 from sanov.core.errors import InputError
+from sanov.learning.cards import CARD, card, summary
 from sanov.learning.checkpoints import refuse_unfinished
 from sanov.learning.completing import Tasks
 from sanov.learning.processes import every_process, place
+from sanov.learning.recording import HISTORY, PAGE, START, write_history
 from sanov.learning.rollouts import Tokenizer
+from sanov.learning.validation import VALIDATION
 from sanov.nets.causal import load_model, load_tokenizer, save_model, weights_digest
 
 __all__ = ["CHECKPOINTS", "START", "Fitted", "begin", "opened"]
 
-SEAL, HISTORY, RUN, CHECKPOINTS, START = "sanov.json", "history.csv", "run.json", "checkpoints", "start"
-CARD = """---
-library_name: transformers
-pipeline_tag: text-generation
-tags:
-- sanov
-- {system}
----
-# A policy trained by {system}
-
-It began as {start}. Rewards: {rewards}.
-
-```
-{summary}
-```
-
-`sanov.json` holds all options and results, `history.csv` the course of the training; `sanov show {system}` tells the
-method and whom to cite. The folder loads as any other:
-
-```python
-from transformers import AutoModelForCausalLM, AutoTokenizer
-
-model, tokenizer = (auto.from_pretrained("FOLDER") for auto in (AutoModelForCausalLM, AutoTokenizer))
-```
-"""
+SEAL, RUN, CHECKPOINTS = "sanov.json", "run.json", "checkpoints"
+STEPS = "options.training.steps"
 
 
 @dataclass(frozen=True, eq=False)
@@ -86,24 +65,11 @@ class Fitted:
 
     def summary(self) -> str:
         """Return what was trained and how well it does, on one screen."""
-        lines = [f"{self.system}: a policy of {sum(p.numel() for p in self.model.parameters()):,} weights"]
-        scalars = {name: value for name, value in self.results.items() if isinstance(value, int | float)}
-        width = max(map(len, scalars), default=0)
-        for name, value in scalars.items():
-            text = f"{value:.4g}" if isinstance(value, float) else f"{value:,}"
-            lines.append(f"{name.replace('_', ' '):<{width}}  {text}")
-        lines += [f"- {note}" for note in self.results.get("notes", ())]
-        return "\n".join(lines)
+        return summary(self.system, sum(weight.numel() for weight in self.model.parameters()), self.results)
 
     def card(self) -> str:
         """Return the model card, as Hugging Face's hub reads it."""
-        policy, rewards = self.config.get("policy"), self.config.get("rewards") or ()
-        return CARD.format(
-            system=self.system,
-            start=f"`{policy}`" if policy else "a small network that was made for its prompts",
-            rewards=", ".join(f"`{name}`" for name in rewards) or "what the columns of the prompts allow",
-            summary=self.summary(),
-        )
+        return card(self.system, self.config, self.results, self.summary())
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that transformers loads, with a model card: the seal of the whole last.
@@ -116,10 +82,8 @@ class Fitted:
         folder = Path(folder)
         (folder / SEAL).unlink(missing_ok=True)
         save_model(self.model, folder, self.tokenizer)
-        buffer = io.BytesIO()
-        self.history.write_csv(buffer)
-        files.write_bytes(folder / HISTORY, buffer.getvalue())
-        files.write_bytes(folder / "README.md", self.card().encode())
+        files.write_text(folder / CARD, self.card())
+        write_history(self.history, folder)
         files.write_json(folder / SEAL, {**self.to_dict(), "weights": weights_digest(folder)})
 
     @classmethod
@@ -146,8 +110,12 @@ class Fitted:
         return cls(tree["system"], load_model(folder), load_tokenizer(folder), **about)
 
 
-def begin(folder: str | Path | None, data: Tasks, config: Any, seed: int, resume: bool) -> None:
+def begin(
+    folder: str | Path | None, data: Tasks, config: Any, seed: int, resume: bool, *, lengthens: bool = False
+) -> None:
     """Refuse a folder that holds something else, and write down what a run is; resume none that was another.
+
+    One of fewer steps is resumed where nothing depends on their number (`lengthens`).
 
     Raises
     ------
@@ -166,14 +134,19 @@ def begin(folder: str | Path | None, data: Tasks, config: Any, seed: int, resume
     options = _without_addresses(files.plain(config.model_dump(mode="json")))
     run = {"data": data.prompts.digest(), "options": options, "seed": seed}
     if resume and RUN in found:
-        other = [name for name, value in files.read_json(folder / RUN).items() if run.get(name) != value]
-        if other:
-            differ = _differ(files.read_json(folder / RUN), run)
+        differ = _differing(files.read_json(folder / RUN), files.plain(run))
+        if lengthens and differ.keys() == {STEPS} and differ[STEPS][0] < differ[STEPS][1]:
+            files.write_json(folder / RUN, run)
+        elif differ:
             fix = "resume with the same, or begin anew in another folder"
-            raise InputError(f"the run in this folder had other {differ}", where=str(folder), fix=fix)
+            if STEPS in differ:
+                fix += "; a run grows longer only where no schedule or warm-up follows from the number of its steps"
+            raise InputError(f"the run in this folder had other {_listed(differ)}", where=str(folder), fix=fix)
     else:
         refuse_unfinished(folder / CHECKPOINTS)
         shutil.rmtree(folder / START, ignore_errors=True)  # of a run that was refused before its first step
+        for name in (VALIDATION, HISTORY, PAGE):
+            (folder / name).unlink(missing_ok=True)
         files.write_json(folder / RUN, run)
     every_process(None)
 
@@ -185,19 +158,23 @@ def _without_addresses(tree: Any) -> Any:
     return "a server" if isinstance(tree, str) and tree.startswith(("http://", "https://")) else tree
 
 
-def _differ(theirs: Mapping[str, Any], ours: Mapping[str, Any]) -> str:
-    """Name the fields that differ, dotted."""
-    names = []
+def _differing(theirs: Any, ours: Any, path: str = "") -> dict[str, tuple[Any, Any]]:
+    """Return by dotted name what differs, there and here."""
+    if isinstance(theirs, Mapping) and isinstance(ours, Mapping):
+        found: dict[str, tuple[Any, Any]] = {}
+        for name in sorted({*theirs, *ours}):
+            found |= _differing(theirs.get(name), ours.get(name), f"{path}.{name}" if path else name)
+        return found
+    return {} if theirs == ours else {path: (theirs, ours)}
 
-    def walk(a: Any, b: Any, path: str) -> None:
-        if isinstance(a, Mapping) and isinstance(b, Mapping):
-            for name in sorted({*a, *b}):
-                walk(a.get(name), b.get(name), f"{path}.{name}" if path else name)
-        elif a != b:
-            names.append(path.removeprefix("options."))
 
-    walk(theirs, ours, "")
-    return ", ".join(names[:4]) + (f" and {len(names) - 4} more" if len(names) > 4 else "")
+def _listed(differ: Mapping[str, tuple[Any, Any]]) -> str:
+    """Name what differs, with both values where they are short."""
+    told = []
+    for name, (theirs, ours) in differ.items():
+        short = name.removeprefix("options.")
+        told.append(short if name == "data" else f"{short} ({theirs} there, {ours} here)")
+    return ", ".join(told[:4]) + (f" and {len(told) - 4} more" if len(told) > 4 else "")
 
 
 def opened(fitted: Fitted | str | Path | None, system: str) -> Fitted:

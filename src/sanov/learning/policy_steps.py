@@ -15,7 +15,7 @@ from sanov.learning.rollouts import Rollouts
 from sanov.learning.signals import Advantages, Grpo, Signal, Step
 from sanov.nets.reads import Read
 
-__all__ = ["POLICY", "advantages_of", "packed", "sums"]
+__all__ = ["POLICY", "advantages_of", "packed", "sums", "surrogate"]
 
 POLICY = "policy"
 STEP = ("ids", "real", "completion", "last", "before", "finished", "rewards", "tokens", "rows", "step")
@@ -75,20 +75,21 @@ def sums(
     found = Advantages(batch["advantages"].to(log_new.dtype), log_new, log_old.to(log_new.dtype))
     for signal in signals:
         found = signal.adjust(found, part)
-    terms: dict[str, tuple[Tensor, Any]] = {POLICY: (_surrogate(found, batch["weights"], grpo), 1.0)}
+    terms: dict[str, tuple[Tensor, Any]] = {POLICY: (surrogate(found, batch["weights"], grpo), 1.0)}
     for signal in signals:
         terms |= signal.terms(found, read, part)
     return terms
 
 
-def _surrogate(found: Advantages, weights: Float[Tensor, "rows tokens"], grpo: Grpo) -> Tensor:
+def surrogate(found: Advantages, weights: Float[Tensor, "rows tokens"], grpo: Grpo) -> Tensor:
+    """Return the negative sum of the clipped surrogate over a micro-batch, each token with its weight."""
     high = grpo.clip_low if grpo.clip_high is None else grpo.clip_high
     mask = weights > 0
-    surrogate = clipped_surrogate(found.log_new, found.log_old, found.values, mask, grpo.clip_low, high)
+    values = clipped_surrogate(found.log_new, found.log_old, found.values, mask, grpo.clip_low, high)
     if grpo.dual_clip is not None:
         bound = grpo.dual_clip * found.values
-        surrogate = torch.where((found.values < 0) & mask, torch.maximum(surrogate, bound), surrogate)
-    return -(surrogate * weights).sum()
+        values = torch.where((found.values < 0) & mask, torch.maximum(values, bound), values)
+    return -(values * weights).sum()
 
 
 def packed(rollouts: Rollouts, signals: Sequence[Signal], grpo: Grpo, budget: int, step: int) -> list[dict[str, Any]]:

@@ -408,6 +408,7 @@ def describe(rollouts: Rollouts, names: Sequence[str]) -> dict[str, float]:
         "reward": _mean(reward),
         "reward_std": _mean(spread),
         "frac_reward_zero_std": _mean(spread == 0),
+        **_shares(kept),
         "completions/mean_length": float(length.mean()),
         "completions/min_length": float(length.min()),
         "completions/max_length": float(length.max()),
@@ -419,6 +420,17 @@ def describe(rollouts: Rollouts, names: Sequence[str]) -> dict[str, float]:
     for name, column in zip(names, np.concatenate(scores).T, strict=True):
         found |= {f"rewards/{name}/mean": _mean(column), f"rewards/{name}/std": _std(column)}
     return found
+
+
+def _shares(groups: Float64[np.ndarray, "prompts group"]) -> dict[str, float]:
+    """Return the shares of groups whose rewards are all one above 0, all one of at most 0, or differ."""
+    mixed = groups.max(axis=1, initial=-np.inf) > groups.min(axis=1, initial=np.inf)
+    right = ~mixed & (groups > 0).all(axis=1)
+    return {
+        "groups/all_right": _mean(right),
+        "groups/all_wrong": _mean(~mixed & ~right),
+        "groups/mixed": _mean(mixed),
+    }
 
 
 def _mean(values: np.ndarray) -> float:

@@ -26,7 +26,7 @@ from sanov.core.files import digest
 from sanov.core.options import Options, option
 from sanov.core.progress import quiet, track
 from sanov.learning.batches import Shuffled, micro_batches, shuffled
-from sanov.learning.checkpoints import Checkpoints, full_weights, load_weights
+from sanov.learning.checkpoints import Checkpoints, Publish, full_weights, load_weights
 from sanov.learning.history import History
 from sanov.learning.parallel import MakeOptimizer, Parallel, Prepared, prepared
 from sanov.learning.processes import every_process, gathered, place
@@ -87,11 +87,14 @@ def train(
     whole_batch: Collection[str] | Mapping[str, Whole] = (),
     evaluate: Callable[[nn.Module, int], Mapping[str, float]] | None = None,
     evaluate_every: int = 0,
+    evaluate_start: bool = False,
     callbacks: Sequence[Callable[[int, Mapping[str, float]], object]] = (),
     out: str | Path | None = None,
     checkpoint_every: int = 0,
     keep: int = 2,
+    publish: Publish | None = None,
     resume: bool = False,
+    lengthen: bool = False,
     seed: int = 0,
     parallel: Parallel = "auto",
     trackers: Sequence[Any] = (),
@@ -130,6 +133,8 @@ def train(
         of which the first one's are kept.
     evaluate_every
         Updates between evaluations; one more is made at the end.
+    evaluate_start
+        Whether one is made before the first update too.
     callbacks
         ``callback(updates, metrics)`` is called after every update, on every process with the same numbers; one that
         returns True ends the run.
@@ -139,9 +144,14 @@ def train(
         Updates between checkpoints; one more is made at the end.
     keep
         How many checkpoints stay.
+    publish
+        ``publish(history)`` is called on every process for each checkpoint, and returns what writes further files into
+        its folder, on the first process alone; such files are no part of what is resumed.
     resume
         Go on from the newest checkpoint in `out` that is undamaged; begin anew where there is none. The number of
         processes may be another one, DDP may follow on FSDP2 or the reverse; only random numbers then differ.
+    lengthen
+        Whether a run of fewer steps may be resumed: nothing that is a function of the step may depend on their number.
     seed
         Of everything random inside a step: the generators of Python, NumPy and torch are set from (seed, step, process)
         when it begins. Afterwards they are what they were before.
@@ -172,9 +182,13 @@ def train(
         quiet(not setup.main),
     ):
         objective = Objective(loss, _modes(whole_batch, setup))
-        store = None if folder is None else Checkpoints(folder, keep, _run(setup, seed, steps, clip_norm), setup)
+        run = _run(setup, seed, steps, clip_norm)
+        how: dict[str, Any] = {"publish": publish, "lengthen": lengthen}
+        store = None if folder is None else Checkpoints(folder, keep, run, setup, **how)
         history = History() if store is None else store.open(resume)
         objective.names = tuple(history.losses)
+        if evaluate is not None and evaluate_start and not len(history):
+            history.evaluations[0] = _evaluated(evaluate, setup.inner, 0)
         label = f"training, resumed at step {len(history)}" if len(history) else "training"
         for step in track(range(len(history), 0 if history.finished else steps), label):
             seed_step(seed, step, setup.process, setup.device)

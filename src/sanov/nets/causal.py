@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from sanov.core import files
-from sanov.core.errors import InputError
+from sanov.nets.foreign import told
 from sanov.nets.foreign_causal import ForeignCausal, load_causal
 from sanov.nets.shapes import strange
 from sanov.nets.transformer import Decoder, load_decoder, save_decoder
@@ -81,10 +81,9 @@ def save_model(model: Any, directory: str | Path, tokenizer: Any = None) -> None
         save_decoder(model, folder)
     else:
         wrapped: Any = model.wrapped
-        try:
+        with told("cannot be written", str(folder)):
             wrapped.save_pretrained(str(folder))
-        except OSError as error:
-            raise InputError(f"cannot be written ({error})", where=str(folder)) from None
+        files.open_as_usual(folder)
 
 
 def _end_with(model: Decoder, tokenizer: Any) -> None:

@@ -124,7 +124,8 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
     """
     teacher = _teacher(config)
     signal = KdSignal(teacher, config.kd, config.mixing, steps=config.training.steps)
-    opened = policies.start(data, config, seed=seed, out=out, resume=resume)
+    follows = signal.follows_steps
+    opened = policies.start(data, config, seed=seed, out=out, resume=resume, follows=follows)
     how: dict[str, Any] = {
         "system": "kdrl",
         "config": config,
@@ -132,6 +133,7 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
         "seed": seed,
         "out": out,
         "resume": resume,
+        "follows": follows,
     }
     if config.kd.combine == "sft":
         return policies.imitated(data, **how)

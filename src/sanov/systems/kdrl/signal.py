@@ -113,6 +113,13 @@ class KdSignal(Signal):
         self.entropy: float | None = None  # of the first step seen; infinite once its fall was told
 
     @property
+    def follows_steps(self) -> bool:
+        """Whether the coefficient's way depends on how many steps there are."""
+        kd = self.kd
+        uses = kd.combine in ("loss", "advantage", "reward", "hdpo") and kd.beta != kd.beta_end
+        return uses and kd.schedule != "constant" and (kd.schedule != "linear" or kd.anneal_share is not None)
+
+    @property
     def components(self) -> tuple[str, ...]:  # type: ignore[override]
         """The loss's own component, where there is one."""
         return (KD,) if self.kd.combine == "loss" else ()

@@ -31,13 +31,14 @@ Reference: yang2025laser.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
+from sanov.core import pages
 from sanov.core.answers import Answer
 from sanov.core.errors import InputError
 from sanov.core.options import Options, option
@@ -46,6 +47,7 @@ from sanov.learning.policies import Evaluation, Lora, Start, Tasks
 from sanov.learning.policy import Grpo, Optimisation
 from sanov.learning.remembered import remembered
 from sanov.learning.rollouts import Rollout
+from sanov.learning.validation import Validation
 from sanov.systems.laser import judging, reading, report
 from sanov.systems.laser.calibration import Platt, fit_platt, fit_threshold, verdicts
 from sanov.systems.laser.fitted import REFERENCE, Fitted, save_reference
@@ -153,12 +155,17 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
     InputError
         The label token cannot be used, beta does not go with c_ref, a reward is no 0 or 1, or see `learning.policies.fit`.
     """
-    config.self_reward.check_steps(config.training.steps)
-    opened = policies.start(data, config, seed=seed, out=out, resume=resume)
+    own, steps = config.self_reward, config.training.steps
+    own.check_steps(steps)
+    follows = own.reasoning_warmup_steps is None or own.warmup_steps is None  # they are a share of the steps
+    opened = policies.start(data, config, seed=seed, out=out, resume=resume, follows=follows)
     signal = SelfRewardSignal(config.self_reward, seed=seed, keep=_keeper(out, opened[1], resume))
-    found = policies.fit(
-        data, system="laser", config=config, signals=[signal], opened=opened, seed=seed, out=out, resume=resume
-    )
+
+    def more(found: policies.Fitted, validation: Validation) -> tuple[Mapping[str, Any], list[pages.Block]]:
+        return report.calibration(Fitted.of(found, signal.reference), validation, config.calibration_share, seed)
+
+    how: dict[str, Any] = {"system": "laser", "config": config, "opened": opened, "seed": seed, "out": out}
+    found = policies.fit(data, signals=[signal], resume=resume, follows=follows, more=more, **how)
     return Fitted.of(found, signal.reference)
 
 

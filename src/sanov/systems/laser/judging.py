@@ -19,7 +19,7 @@ from sanov.systems.laser.signal import SelfReward
 from sanov.systems.laser.tokens import check_absent, label_tokens
 from sanov.systems.laser.verification import Judged
 
-__all__ = ["judge_given", "judge_own", "scale_of", "scored_already"]
+__all__ = ["judge_completed", "judge_given", "judge_own", "scale_of", "scored_already"]
 
 
 def scale_of(fitted: Fitted, options: SelfReward, data: Questions, rollouts: Rollout, *, seed: int = 0) -> Scale:
@@ -129,7 +129,25 @@ def judge_own(
         watch=(scale.token,),
         seed=seed,
     )
-    groups = np.repeat(np.arange(len(data.prompts)), samples)
+    return judge_completed(fitted, scale, data, found)
+
+
+def judge_completed(fitted: Fitted, scale: Scale, data: Questions, found: policies.Completed) -> Judged:
+    """Read the scores of completions that were sampled with the label watched.
+
+    Parameters
+    ----------
+    fitted, scale, data
+        As in `judge_own`.
+    found
+        Completions of the prompts.
+
+    Raises
+    ------
+    InputError
+        A reward is no 0 or 1.
+    """
+    groups = np.repeat(np.arange(len(data.prompts)), found.rewards.shape[1])
     rewards = found.rewards.ravel()
     odd = np.flatnonzero(~np.isnan(rewards) & (rewards != 0) & (rewards != 1))
     if len(odd):

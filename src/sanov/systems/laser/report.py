@@ -9,13 +9,19 @@ import numpy as np
 import polars as pl
 
 from sanov.comparisons import difference_interval
+from sanov.core import pages
 from sanov.core.answers import Answer
 from sanov.data.prompts import Prompts
 from sanov.learning.completing import FEWEST, carried
+from sanov.learning.validation import Validation
+from sanov.systems.laser.fitted import Fitted
+from sanov.systems.laser.judging import judge_completed
+from sanov.systems.laser.reading import Questions
+from sanov.systems.laser.scale import Scale
 from sanov.systems.laser.verification import Judged, verify
 from sanov.systems.laser.votes import vote_table
 
-__all__ = ["answer"]
+__all__ = ["answer", "calibration"]
 
 
 def answer(
@@ -79,6 +85,35 @@ def answer(
         provenance=provenance or {},
         lines=lines,
     )
+
+
+def calibration(
+    fitted: Fitted, validation: Validation, share: float, seed: int
+) -> tuple[dict[str, float], list[pages.Block]]:
+    """Return how well the score does on the held-out prompts of a training: AUROC with its interval, and figures.
+
+    Parameters
+    ----------
+    fitted
+        The policy, with its scale among the results.
+    validation
+        With the completions of the last evaluation.
+    share, seed
+        See `verification.verify`.
+    """
+    found, stored = validation.last, fitted.results.get("self_reward")
+    if found is None or stored is None or not found.ends or not np.isin(found.rewards, (0, 1)).any():
+        return {}, []
+    scale = Scale.from_dict(stored)
+    if not (np.isnan(found.rewards) | np.isin(found.rewards, (0, 1))).all():  # scores are read against 0 and 1
+        return {}, []
+    judged = judge_completed(fitted, scale, Questions(validation.prompts, validation.rewards), found)
+    seen = verify(judged, 0.5, share, seed)
+    names = ("auroc", "auroc_low", "auroc_high", "acc", "f1", "ece")
+    values = {f"self_reward_{name}": seen.values[name] for name in names if seen.values.get(name) is not None}
+    caption = "Held-out prompts, completions of the last evaluation."
+    blocks: list[pages.Block] = [pages.Figure(title, spec, caption) for title, spec in seen.figures.items()]
+    return values, [*blocks, pages.Table("Verdicts", seen.tables["Verdicts"], caption)]
 
 
 # What the table of completions may say of a completion itself, for one table or another
