@@ -13,9 +13,19 @@ from hypothesis import strategies as st
 from scipy import stats
 from statsmodels.stats.contingency_tables import mcnemar as statsmodels_mcnemar
 from statsmodels.stats.multitest import multipletests
+from statsmodels.stats.proportion import proportion_confint
 
 from oracles import auroc_by_pairs, sign_flip_by_enumeration
-from sanov.comparisons import Effect, cluster_bootstrap, holm, mcnemar, paired_effect, sign_flip
+from sanov.comparisons import (
+    Effect,
+    cluster_bootstrap,
+    difference_interval,
+    holm,
+    mcnemar,
+    paired_effect,
+    share_interval,
+    sign_flip,
+)
 from sanov.core.errors import InputError
 from sanov.scores import auroc
 from strategies import modest
@@ -283,6 +293,71 @@ def test_holm_lies_between_nothing_and_bonferroni():
 def test_mistakes_are_named(call, words):
     with pytest.raises(InputError, match=words):
         call()
+
+
+# -- shares ------------------------------------------------------------------------------------------------------------
+
+
+def test_a_share_of_rows_has_the_exact_interval_of_one_row_less():
+    """Their variance is estimated: its n - 1 is what statsmodels is asked for."""
+    shares = np.array([1.0] * 3 + [0.0] * 17)
+    expected = proportion_confint(19 * shares.mean(), 19, method="beta")
+    np.testing.assert_allclose(share_interval(shares, np.ones(20)), expected)
+
+
+def test_rows_of_a_cluster_that_are_alike_count_as_one():
+    """Whole clusters right or wrong say what as many rows would; clusters that differ little, at most what all rows do."""
+    shares = [1.0, 0.0, 0.0, 1.0, 0.0, 0.0, 0.0, 1.0]
+    low, high = share_interval(shares, [1] * 8)
+    wide = share_interval(shares, [50] * 8)
+    assert low < wide[0] < wide[1] < high + 0.05
+    even = share_interval([0.5, 0.5, 0.48, 0.52] * 5, [50] * 20)
+    np.testing.assert_allclose(even, proportion_confint(500, 1000, method="beta"))
+
+
+def test_shares_that_are_all_equal_keep_an_interval():
+    assert share_interval([0.0] * 10, [4] * 10) == pytest.approx(proportion_confint(0, 10, method="beta"))
+    assert share_interval([1.0] * 10, [4] * 10) == pytest.approx(proportion_confint(10, 10, method="beta"))
+
+
+@modest
+@given(st.lists(st.sampled_from([0.0, 0.25, 0.5, 0.75, 1.0]), min_size=2, max_size=12), st.sampled_from([0.8, 0.95]))
+def test_an_interval_of_a_share_stays_a_share_and_holds_the_mean(shares, confidence):
+    low, high = share_interval(shares, [4] * len(shares), confidence)
+    assert 0 <= low <= np.mean(shares) + 1e-12
+    assert np.mean(shares) - 1e-12 <= high <= 1
+
+
+@pytest.mark.parametrize("p", [0.1, 0.5, 0.9])
+def test_a_share_over_clusters_is_covered(p):
+    """Clusters of four rows whose own shares differ much, drawn 600 times: about 95 %, up to three standard errors."""
+    rng = np.random.default_rng(1)
+    own = rng.beta(2 * p, 2 * (1 - p), (600, 15))
+    shares = rng.binomial(4, own) / 4
+    inside = [low <= p <= high for low, high in (share_interval(row, [4] * 15) for row in shares)]
+    assert np.mean(inside) > 0.95 - 3 * math.sqrt(0.95 * 0.05 / 600)
+
+
+def test_a_difference_of_shares_is_covered():
+    """By enumeration of what ten rows may say, where one classifier alone is right on 30 % and the other on 10 %."""
+    covered = 0.0
+    for gained, lost in itertools.product(range(11), repeat=2):
+        if gained + lost <= 10:
+            low, high = difference_interval([1] * gained + [-1] * lost + [0] * (10 - gained - lost))
+            assert -1 <= low <= high <= 1
+            chance = stats.multinomial.pmf([gained, lost, 10 - gained - lost], 10, [0.3, 0.1, 0.6])
+            covered += chance * (low <= 0.2 <= high)
+    assert covered > 0.93
+    assert difference_interval([-1, -1]) != difference_interval([1, 1])
+
+
+@pytest.mark.parametrize(
+    ("function", "arguments"),
+    [(share_interval, ([0.5, 1.5], [1, 1])), (share_interval, ([0.5], [1])), (difference_interval, ([0.5],))],
+)
+def test_what_is_no_share_is_refused(function, arguments):
+    with pytest.raises(InputError):
+        function(*arguments)
 
 
 def test_neither_comparisons_nor_scores_load_torch():

@@ -8,11 +8,21 @@ from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.special import bdtr, stdtr, stdtrit
+from scipy.special import bdtr, betaincinv, ndtri, stdtr, stdtrit
 
 from sanov.core.errors import InputError
 
-__all__ = ["Effect", "Interval", "cluster_bootstrap", "holm", "mcnemar", "paired_effect", "sign_flip"]
+__all__ = [
+    "Effect",
+    "Interval",
+    "cluster_bootstrap",
+    "difference_interval",
+    "holm",
+    "mcnemar",
+    "paired_effect",
+    "share_interval",
+    "sign_flip",
+]
 
 OneARow = Sequence[Any] | np.ndarray
 
@@ -72,6 +82,83 @@ def paired_effect(differences: OneARow, confidence: float = 0.95) -> Effect:
     half = error * float(stdtrit(d.size - 1, (1 + _inside(confidence)) / 2))
     p_value = 2 * float(stdtr(d.size - 1, -abs(mean) / error)) if error > 0 else float(mean == 0)
     return Effect(mean, mean - half, mean + half, d.size, error, p_value)
+
+
+def share_interval(shares: OneARow, sizes: OneARow, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of a share over clusters, inside [0, 1] whatever the clusters say.
+
+    It is Clopper and Pearson's exact interval at the number of independent rows that would leave the mean of the clusters
+    as uncertain as it is; where the clusters do not differ, at the number of clusters.
+
+    Parameters
+    ----------
+    shares
+        Of each cluster (prompt, learner ...), in [0, 1]: at least 2.
+    sizes
+        Rows of each.
+    confidence
+        Coverage of the interval.
+
+    Returns
+    -------
+    Its ends, around the mean of the shares.
+
+    Raises
+    ------
+    InputError
+        If there are fewer than 2 shares, one is outside [0, 1], or the confidence is not inside (0, 1).
+
+    Reference
+    ---------
+    korn1998confidence.
+    """
+    values, rows = _numbers(shares, "shares", fewest=2), float(np.sum(np.asarray(sizes)))
+    if values.min() < 0 or values.max() > 1:
+        raise InputError("one is outside [0, 1]", where="shares", expected="shares of clusters")
+    mean, variance, n = float(values.mean()), float(values.var(ddof=1)) / values.size, values.size
+    tail = (1 - _inside(confidence)) / 2
+    effective = float(n)
+    if variance > 0:  # which few clusters say less of than as many rows would
+        freedom = float(stdtrit(rows - 1, 1 - tail) / stdtrit(n - 1, 1 - tail)) ** 2
+        effective = min(mean * (1 - mean) / variance * freedom, rows)
+    right = effective * mean
+    low = float(betaincinv(right, effective - right + 1, tail)) if right > 0 else 0.0
+    high = float(betaincinv(right + 1, effective - right, 1 - tail)) if right < effective else 1.0
+    return low, high
+
+
+def difference_interval(differences: OneARow, confidence: float = 0.95) -> tuple[float, float]:
+    """Interval of the difference of two shares of the same rows, inside [-1, 1].
+
+    It is Wald's after half a row was added to each of the four cells: both right, one alone, the other, none.
+
+    Parameters
+    ----------
+    differences
+        Of each row: -1, 0 or 1.
+    confidence
+        Coverage of the interval.
+
+    Returns
+    -------
+    Its ends.
+
+    Raises
+    ------
+    InputError
+        If there is no difference, one is another number, or the confidence is not inside (0, 1).
+
+    Reference
+    ---------
+    agresti2005simple.
+    """
+    d = _numbers(differences, "differences", fewest=1)
+    if not np.isin(d, (-1, 0, 1)).all():
+        raise InputError("one is none of -1, 0 and 1", where="differences", expected="differences of right and wrong")
+    n, gained, lost = d.size + 2, float((d == 1).sum()) + 0.5, float((d == -1).sum()) + 0.5
+    mean = (gained - lost) / n
+    half = float(ndtri((1 + _inside(confidence)) / 2)) * np.sqrt(gained + lost - n * mean**2) / n
+    return max(-1.0, mean - half), min(1.0, mean + half)
 
 
 def cluster_bootstrap(

@@ -57,6 +57,22 @@ def test_long_rows_are_divided_and_trackers_are_passed_on(tmp_path, monkeypatch)
         sft.fit(data, parse(sft.Config, {**chosen, "training.micro_batch_tokens": "2"}))
 
 
+@pytest.mark.parametrize(
+    ("row", "where"),
+    [
+        ({"prompt": "What is 1+1?"}, "row 2: character 1 is 'W'"),
+        ({"solution": "two"}, "row 2, column 'solution': char"),
+    ],
+)
+def test_ordinary_text_is_told_with_its_row_and_a_remedy(tmp_path, command, row, where):
+    rows = [{"prompt": "a1+1=", "solution": "2"}, {"prompt": "a1+2=", "solution": "3", **row}]
+    (tmp_path / "p.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    status, said = command("fit", "sft", "p.jsonl", *LETTERS, "training.steps=1", "--out", "out")
+    assert status == 2, said
+    assert f"p.jsonl, {where}" in said
+    assert "policy=DIR for a model that knows ordinary text" in said
+
+
 def test_an_option_of_a_group_leaves_the_others_at_their_defaults():
     config = parse(sft.Config, {"start.width": "32", "training.clip_norm": "0.5"})
     assert (config.start.steps, config.training.steps, config.training.learning_rate) == (0, 600, 1e-3)

@@ -319,6 +319,11 @@ def test_a_run_that_goes_on_keeps_what_it_measured(trainer_of, tmp_path):
         trainer._begin()
 
 
+def test_a_warm_up_longer_than_the_run_is_refused(trainer_of):
+    with pytest.raises(InputError, match=r"begins after 9 steps, and there are 1"):
+        trainer_of([laser(ref_constant=-4.0, beta=1.0, reasoning_warmup_steps=9)]).train()
+
+
 # -- a script of a user's ---------------------------------------------------------------------------------------------
 
 

@@ -26,6 +26,11 @@ def test_the_message_ends_once(fix, end):
     assert str(InputError("found", fix=fix)).endswith(end)
 
 
+@pytest.mark.parametrize("fix", ["rewards=module:function", "grpo.clip_low=0.2 or less", "sanov fit kdrl ..."])
+def test_options_and_commands_in_advice_can_be_copied(fix):
+    assert f". {fix}" in str(InputError("found", fix=fix))
+
+
 @pytest.mark.parametrize(
     "error",
     [

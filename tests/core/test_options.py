@@ -80,6 +80,27 @@ def test_a_wrong_option_is_said_in_one_message(words, message):
     assert message in str(caught.value)
 
 
+class Steps(Options):
+    steps: int = option(120, "Steps.", source="choice")
+    learning_rate: float = option(0.1, "Rate.", source="choice")
+
+
+class TwoGroups(Options):
+    training: Steps = Steps()
+    start: Steps = Steps()
+
+
+def test_options_of_one_last_part_are_all_named_in_their_order():
+    with pytest.raises(InputError, match=r"Did you mean 'training.learning_rate' or 'start.learning_rate'\?"):
+        parse(TwoGroups, {"learning_rate": "1e-5"})
+
+
+def test_a_whole_number_may_be_written_as_a_power_of_ten():
+    assert parse(TwoGroups, {"training.steps": "1e2"}).training.steps == 100
+    with pytest.raises(InputError, match=r"training.steps: the value is '15e-1'; expected a whole number"):
+        parse(TwoGroups, {"training.steps": "15e-1"})
+
+
 def test_an_option_without_default_is_asked_for():
     with pytest.raises(InputError, match=r"columns: this option has no default. Pass columns=..."):
         parse(Required, {})

@@ -174,10 +174,31 @@ def test_a_step_without_anything_to_learn_is_skipped_and_counted():
     assert [report["frac_reward_zero_std"] for report in history.reports.values()] == [1.0] * 3
 
 
-def test_no_reward_for_any_row_is_told_and_changes_nothing():
+def nothing(prompts, completions):
+    return [None] * len(prompts)
+
+
+def test_a_step_without_a_reward_is_refused_where_it_takes_one():
+    before = vector(model := decoder())
+    with pytest.raises(InputError, match=r"step 1: none of 16 completions has a reward.*\(nothing\) returned None"):
+        run(model, reward=nothing)
+    assert torch.equal(vector(model), before)
+
+
+def test_completions_without_a_reward_are_counted_and_told_once():
+    def some(prompts, completions):
+        return [None, 1.0, 0.0, 1.0] * (len(prompts) // 4)
+
+    with pytest.warns(SanovWarning, match=r"step 1: 4 of 16 completions have no reward \(some\b") as caught:
+        _, history, _ = run(reward=some)
+    assert sum("no reward" in str(each.message) for each in caught) == 1
+    assert [report["completions/unrewarded"] for report in history.reports.values()] == [4.0] * 3
+
+
+def test_where_no_reward_is_needed_none_is_refused():
     before = vector(decoder())
-    with pytest.warns(SanovWarning, match="no reward function applied to any row of step"):
-        model, history, _ = run(steps=1, reward=lambda prompts, completions: [None] * len(prompts))
+    with pytest.warns(SanovWarning, match="16 of 16 completions have no reward"):
+        model, history, _ = run(steps=1, reward=nothing, rewarded=False)
     assert torch.equal(vector(model), before)
     assert math.isnan(history.reports[1]["reward"])
 

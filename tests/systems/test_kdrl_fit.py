@@ -72,7 +72,32 @@ def test_a_file_of_prompts_and_two_folders_make_a_policy(folder, command, capsys
     assert len(answer["tables"]["Completions"]["reward"]) == 48
     by_prompt = np.reshape(answer["tables"]["Completions"]["reward"], (24, 2)).mean(axis=1)
     assert answer["values"]["mean_reward"] == pytest.approx(by_prompt.mean())
+    assert answer["values"]["mean_reward_low"] >= 0
+    gold = [json.loads(line)["answer"] for line in (folder / "prompts.jsonl").read_text().splitlines()]
+    assert answer["tables"]["Completions"]["answer"] == np.repeat(gold, 2).tolist()
     np.testing.assert_allclose(answer["tables"]["Prompts"]["mean_reward"], by_prompt)
+
+
+def test_apply_remembers_how_a_policy_was_fitted(folder, tmp_path, command, monkeypatch):
+    (tmp_path / "mine.py").write_text(
+        "def long(completions, goal):\n    return [float(len(text) > 1) for text in completions]\n"
+    )
+    prompts_file(tmp_path / "own.jsonl", goal="any")
+    words = [f"policy={folder / 'policy'}", f"teacher={folder / 'teacher'}", "rewards=mine:long"]
+    status, said = command("fit", "kdrl", "own.jsonl", *words, *SMALL, "--out", "student", "--quiet")
+    assert status == 0, said
+    found = sanov.kdrl("own.jsonl", fitted="student")
+    assert found.notes == (
+        "as in its training, where nothing else was given: rewards=mine:long rollouts.max_completion_length=6 "
+        "evaluation.samples=2.",
+    )
+    table = found.to_frame()
+    assert len(table) == 48
+    assert table["tokens"].max() <= 6
+    assert table["reward"].to_list() == [float(len(text) > 1) for text in table["completion"]]
+    without = sanov.kdrl(folder / "prompts.jsonl", fitted="student", rollouts={"max_completion_length": 4})
+    assert without.to_frame()["tokens"].max() == 4
+    assert "rewards=mine:long: reward function 'long': it needs the column 'goal'" in without.notes[1]
 
 
 def test_transformers_loads_what_was_trained(folder, tmp_path):
@@ -438,6 +463,19 @@ def test_folders_that_are_none(folder, tmp_path, command):
     assert status == 2
     assert "there is no policy" in said
     assert "sanov fit kdrl" in said
+
+
+def test_a_name_on_the_hub_is_told(folder, command):
+    words = ["policy=Org/Name-1.5B", f"teacher={folder / 'teacher'}"]
+    status, said = command("fit", "kdrl", folder / "prompts.jsonl", *words, *SMALL, "--out", "x")
+    assert status == 2
+    assert "`hf download Org/Name-1.5B --local-dir Name-1.5B`" in said
+
+
+def test_options_of_a_policy_that_is_not_made_are_refused(folder, tmp_path):
+    with pytest.raises(InputError, match=r"start.steps, start.width: policy=.* no policy is made"):
+        fitted(folder, "start.width=16", "start.steps=3", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_folder_with_something_else_is_left_alone(folder, tmp_path):

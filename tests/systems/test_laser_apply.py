@@ -1,15 +1,16 @@
 """Test time: completions of one's own and of others, tables of scores, and what is refused."""
 
+import json
 import math
 import re
 
 import numpy as np
 import polars as pl
 import pytest
-from scipy.stats import ttest_1samp
 from sklearn.metrics import roc_auc_score
 
 from learning.policy_toy import TOKENIZER, decoder, tasks
+from sanov.comparisons import difference_interval
 from sanov.core import charts
 from sanov.core.errors import InputError
 from sanov.data.prompts import Prompts
@@ -17,6 +18,7 @@ from sanov.data.rewards import Rewards
 from sanov.data.verifiers import Countdown, Exact, Number
 from sanov.learning import policies
 from sanov.learning.policies import Evaluation, Tasks
+from sanov.learning.rollouts import Rollout
 from sanov.systems import laser
 from sanov.systems.laser import Config, Fitted, SelfReward, verification
 from sanov.systems.laser.calibration import held_out
@@ -87,10 +89,14 @@ def test_votes_are_by_prompt_and_their_gain_has_an_interval(answer):
     known = votes.drop_nulls(["right_majority", "right_weighted"])
     gain = (known["right_weighted"] - known["right_majority"]).to_numpy()
     assert answer.values["weighted_minus_majority"] == pytest.approx(gain.mean())
-    if gain.std() > 0:
-        interval = ttest_1samp(gain, 0).confidence_interval(0.95)
-        found = (answer.values["weighted_minus_majority_low"], answer.values["weighted_minus_majority_high"])
-        assert found == pytest.approx(tuple(interval))
+    found = (answer.values["weighted_minus_majority_low"], answer.values["weighted_minus_majority_high"])
+    assert found == difference_interval(gain)
+
+
+def test_a_few_prompts_have_no_interval():
+    few = laser.apply(Tasks(PROMPTS.take([0, 1]), asked().rewards), OPTIONS, fitted=fitted())
+    assert "2 prompts are too few for an interval" in few.sentence
+    assert "weighted_minus_majority_low" not in few.values
 
 
 def test_what_is_fitted_is_judged_on_other_prompts(answer):
@@ -132,6 +138,39 @@ def test_a_reward_that_was_trained_on_is_asked_for():
     found = laser.apply(asked(None), OPTIONS, fitted=policy)
     assert "rewards=mine:good,exact" in " ".join(found.notes)
     assert "rewards=" not in " ".join(laser.apply(asked(), OPTIONS, fitted=policy).notes)
+
+
+def test_what_a_policy_was_trained_with_is_the_default():
+    stored = {"max_completion_length": 3, "temperature": 0.5, "top_k": 0, "suppress": [PAD]}
+    tree = {"rewards": ["exact"], "rollouts": stored, "evaluation": {"samples": 2, "share": 0.2}}
+    policy = Fitted("laser", eager(), TOKENIZER, tree, {"self_reward": SCALE})
+    data = Tasks(PROMPTS, None)  # no columns that say which reward
+    found = laser.apply(data, Config(), fitted=policy, seed=1)
+    assert found.notes[0] == (
+        "as in its training, where nothing else was given: rewards=exact rollouts.max_completion_length=3 "
+        f"rollouts.temperature=0.5 rollouts.suppress={PAD} evaluation.samples=2."
+    )
+    given = Config(rewards=("exact",), rollouts=Rollout(**stored), evaluation=Evaluation(samples=2))
+    same = laser.apply(laser.Questions(PROMPTS, Rewards((Exact(),))), given, fitted=policy, seed=1)
+    assert found.to_frame().equals(same.to_frame())
+    assert not any("as in its training" in note for note in same.notes)
+    other = laser.apply(data, Config(rollouts=Rollout(max_completion_length=5)), fitted=policy, seed=1)
+    assert other.to_frame()["tokens"].max() == 5
+    assert "max_completion_length" not in other.notes[0]
+
+
+def test_a_score_that_was_never_trained_is_told_first():
+    def told(losses, **results):
+        history = pl.DataFrame({"step": [1, 2], **losses})
+        policy = Fitted("laser", eager(), TOKENIZER, {}, {"self_reward": SCALE, **results}, history)
+        return laser.apply(asked(), OPTIONS, fitted=policy, seed=1).sentence
+
+    never = "the score of this policy was never trained (in none of 2 steps); "
+    assert told({"loss_self_reward": [math.nan, None]}).startswith(never)
+    assert told({}).startswith(never)
+    assert "never trained" not in told({"loss_self_reward": [math.nan, 0.3]})
+    plain = laser.apply(asked(), config(ref_constant=-3.6, beta=0.4, correction=True), fitted=PLAIN).sentence
+    assert plain.startswith("the score of this policy was never trained (it is one of kdrl); ")
 
 
 def test_how_answers_are_found_is_told_where_no_verifier_says():
@@ -365,9 +404,28 @@ def test_a_threshold_cannot_be_fitted_to_nothing(reward, told):
         laser.apply(asked(reward), OPTIONS.model_copy(update={"score_threshold": "calibrated"}), fitted=fitted())
 
 
-def test_rewards_between_zero_and_one_are_refused():
-    with pytest.raises(InputError, match=r"row 1: the reward is 0\.5"):
-        laser.apply(asked(lambda prompts, completions, **_: [0.5] * len(completions)), OPTIONS, fitted=fitted())
+def test_rewards_between_zero_and_one_are_refused_by_name():
+    def half(prompts, completions, **_):
+        return [0.5] * len(completions)
+
+    with pytest.raises(InputError, match=r"row 1: the reward \(half\) is 0\.5"):
+        laser.apply(asked(half), OPTIONS, fitted=fitted())
+
+
+def test_a_table_can_be_judged_again(tmp_path):
+    """The right answers stand beside the model's own, and a reward finds them by their own name."""
+    columns = {**PROMPTS.columns, "about": [{"row": row} for row in range(len(PROMPTS))]}
+    data = laser.Questions(Prompts(PROMPTS.prompts, columns), Rewards((Exact(),)))
+    first = laser.apply(data, OPTIONS, fitted=fitted(eager(eos=0.5)), seed=1)
+    frame = first.to_frame()
+    assert frame["prompt_answer"].to_list() == np.repeat(np.array(PROMPTS.columns["answer"]), 4).tolist()
+    assert json.loads(frame["about"][4]) == {"row": 1}
+    first.save(tmp_path / "scores.csv")
+    again = laser.read([tmp_path / "scores.csv"], Config(rewards=("exact",)))
+    assert again.given.rewards.tolist() == frame["reward"].to_list()
+    frame.drop("prompt_answer").write_csv(tmp_path / "bare.csv")
+    with pytest.raises(InputError, match=r"bare.csv the column `answer` holds the model's own.*`prompt_answer`"):
+        laser.read([tmp_path / "bare.csv"], Config(rewards=("exact",)))
 
 
 def test_a_saved_table_is_read_again(tmp_path, answer):

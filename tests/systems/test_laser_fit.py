@@ -106,11 +106,29 @@ def test_the_loss_begins_after_the_first_warm_up_and_advantages_after_both():
 
 def test_before_the_warm_up_nothing_is_changed():
     late = signal(reasoning_warmup_steps=9)
-    one, history, _ = run(eager(), signals=[late], reward=small_digits)
+    stop = {"callbacks": [lambda done, metrics: done == 3]}
+    one, history, _ = run(eager(), steps=10, signals=[late], reward=small_digits, **stop)
     plain, other, _ = run(eager(), rollouts=SUPPRESSED, reward=small_digits)
     torch.testing.assert_close(vector(one), vector(plain), rtol=0, atol=1e-5)
     assert "self_reward/acc" in history.to_frame().columns
     assert "self_reward/acc" not in other.to_frame().columns
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"reasoning_warmup_steps": 3}, r"the score would never be trained: its loss begins after 3 steps, and there are 3"),
+        ({"warmup_steps": 5}, r"would never change advantages: it does after 5 steps, and there are 3"),
+    ],
+)  # fmt: skip
+def test_warm_ups_that_leave_nothing_are_refused(tmp_path, given, message):
+    own = SelfReward(correction=True, **given)
+    with pytest.raises(InputError, match=message):
+        laser.fit(questions(), config(tmp_path / "start", self_reward=own), out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(InputError, match=message):
+        run(eager(), signals=[SelfRewardSignal(own)], reward=small_digits)
+    run(eager(), steps=6, signals=[SelfRewardSignal(own)], reward=small_digits)
 
 
 # -- what counts ------------------------------------------------------------------------------------------------------
@@ -375,8 +393,12 @@ def test_two_processes_find_what_one_does(monkeypatch):
 def test_rewards_have_to_be_zero_or_one():
     model = eager()
     before = vector(model)
-    with pytest.raises(InputError, match=r"the reward is 0\.5.*[Bb]inarise before self-reward training"):
-        run(model, signals=[signal()], reward=lambda prompts, completions, **_: [1.0] + [0.5] * (len(completions) - 1))
+
+    def graded(prompts, completions, **_):
+        return [1.0] + [0.5] * (len(completions) - 1)
+
+    with pytest.raises(InputError, match=r"the reward \(graded\) is 0\.5.*[Bb]inarise before self-reward training"):
+        run(model, signals=[signal()], reward=graded)
     assert torch.equal(vector(model), before)
 
 

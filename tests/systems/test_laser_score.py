@@ -259,6 +259,13 @@ def test_a_label_of_several_tokens_is_refused():
 def test_a_tokenizer_without_reserved_tokens_is_told():
     with pytest.raises(InputError, match="no reserved token"):
         label_tokens(vocabulary(["<end>", "a"], {0}))
+    plain = vocabulary(["<end>", "a", "b", "c"], {0})
+    prompts = Prompts(("ab", "a"), {"solution": ["c", ""]})
+    with pytest.raises(InputError, match=r"no reserved token.*self_reward.token=NAME"):
+        label_tokens(plain, prompts=prompts)
+    with pytest.raises(InputError, match=r"such as self_reward.token=3, which is 'c' and in none of the prompts"):
+        label_tokens(plain, prompts=Prompts(prompts.prompts))
+    assert label_tokens(plain, "3") == (3, None)
     with pytest.raises(InputError, match="no second reserved token"):
         label_tokens(vocabulary(NAMES[:5], {4}), needs_spare=True)
 
@@ -366,3 +373,18 @@ def test_the_numbers_of_the_embedded_tasks_and_of_the_paper():
     assert usual(TOKENIZER) == (0.25, 0, 50)
     assert usual(vocabulary(NAMES, {5})) == (0.1, 200, 200)
     assert SelfReward(beta=0.3).resolved(TOKENIZER).beta == 0.3
+
+
+def test_warm_ups_that_are_not_given_leave_most_of_the_steps():
+    """The numbers of the paper at the length of its runs, a share of shorter ones; the embedded tasks have their own."""
+
+    def warm_ups(steps, tokenizer=None, **given):
+        own = SelfReward(**given).resolved(tokenizer or vocabulary(NAMES, {5}), steps)
+        return own.reasoning_warmup_steps, own.warmup_steps
+
+    assert warm_ups(1600) == warm_ups(None) == (200, 200)
+    assert warm_ups(120) == (15, 15)
+    assert warm_ups(3) == (0, 0)
+    assert warm_ups(120, warmup_steps=7) == (15, 7)
+    assert warm_ups(120, TOKENIZER) == (0, 50)
+    assert warm_ups(20, TOKENIZER) == (0, 10)

@@ -18,7 +18,7 @@ from typing import Any
 from sanov.core.answers import Answer
 from sanov.core.options import Options, option
 from sanov.learning import policies
-from sanov.learning.policies import Evaluation, Fitted, Start, Tasks
+from sanov.learning.policies import Evaluation, Fitted, Lora, Start, Tasks
 from sanov.learning.policy import Grpo, Optimisation
 from sanov.learning.rollouts import Rollout
 
@@ -35,6 +35,7 @@ class Config(Options):
     rollouts: Rollout = Rollout()
     grpo: Grpo = Grpo()
     training: Optimisation = Optimisation()
+    lora: Lora = Lora()
     evaluation: Evaluation = Evaluation()
     start: Start = Start()
 

@@ -19,7 +19,7 @@ from typing import Any
 from sanov.core.answers import Answer
 from sanov.core.options import Options, option
 from sanov.learning import policies
-from sanov.learning.policies import Evaluation, Fitted, Start, Tasks
+from sanov.learning.policies import Evaluation, Fitted, Lora, Start, Tasks
 from sanov.learning.policy import Optimisation
 from sanov.learning.rollouts import Rollout
 
@@ -49,6 +49,7 @@ class Config(Options):
     )
     rollouts: Rollout = Rollout()
     training: Imitation = Imitation()
+    lora: Lora = Lora()
     evaluation: Evaluation = Evaluation()
     start: Blank = Blank()
 

@@ -86,6 +86,7 @@ class Signalled:
         for number, signal in enumerate(made):
             if goes_on:
                 _restore(signal, before[number] if number < len(before) else {}, file)
+            signal.steps = int(self.state.max_steps)
             noted.append(dict(signal.begin(policy, tokenizer, table, self._rollout())))
         self._keep_labels(made)
         if not goes_on and place()[0] == 0:

@@ -44,12 +44,19 @@ class InputError(SanovError):
         if expected:
             message += f"; expected {expected}"
         if fix:
-            message += f". {fix[0].upper()}{fix[1:]}"
+            message += f". {_begun(fix)}"
         super().__init__(message if message.endswith((".", "?", "`", "'")) else message + ".")
 
     def __reduce__(self) -> tuple[Any, ...]:
         rebuild = functools.partial(type(self), where=self.where, expected=self.expected, fix=self.fix)
         return rebuild, (self.found,)  # so that a worker process can hand it over
+
+
+def _begun(fix: str) -> str:
+    """Return an instruction as a sentence; one that begins with an option or a command can be copied as it is."""
+    first, _, _ = fix.partition(" ")
+    copied = "=" in first or "." in first.rstrip(".") or first == "sanov"
+    return fix if copied else f"{fix[0].upper()}{fix[1:]}"
 
 
 class MissingExtra(SanovError, ImportError):

@@ -118,7 +118,8 @@ def _input_error(config: type[Options], error: ValidationError) -> InputError:
         if isinstance(first["input"], Mapping) and len(first["input"]) == 1:  # a group that does not exist
             name += f".{next(iter(first['input']))}"
         near = _nearest(name, fields)
-        fix = f"did you mean '{near}'?" if near else f"the options are: {', '.join(fields)}"
+        meant = " or ".join(f"'{option}'" for option in near)
+        fix = f"did you mean {meant}?" if near else f"the options are: {', '.join(fields)}"
         return InputError("there is no such option", where=name, fix=fix)
     field = next((fields[".".join(path[:n])] for n in range(len(path), 0, -1) if ".".join(path[:n]) in fields), None)
     if first["type"] == "missing":
@@ -132,17 +133,22 @@ def _input_error(config: type[Options], error: ValidationError) -> InputError:
     return InputError(f"the value is {value}", where=name, expected=_legal(field) or problem)
 
 
-def _nearest(name: str, fields: Iterable[str]) -> str | None:
-    """Return the option that was meant: by its dotted name, as Python would write it, or by its last part."""
-    by_last = {known.rsplit(".", 1)[-1]: known for known in fields}
-    by_python = {known.replace(".", "_"): known for known in fields}
-    for names in ({known: known for known in fields}, by_python, by_last):
+def _nearest(name: str, fields: Iterable[str]) -> list[str]:
+    """Return the options that were meant: by dotted name, as Python would write it, or all of one last part, in order."""
+    by_last: dict[str, list[str]] = {}
+    for known in fields:
+        by_last.setdefault(known.rsplit(".", 1)[-1], []).append(known)
+    if name in by_last:  # rather than the one whose group is called most like it
+        return by_last[name]
+    whole = {known: [known] for known in fields}
+    by_python = {known.replace(".", "_"): [known] for known in fields}
+    for names in (whole, by_python, by_last):
         near = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(
             name.rsplit(".", 1)[-1], names, n=1
         )
         if near:
             return names[near[0]]
-    return None
+    return []
 
 
 def describe(config: type[Options]) -> list[dict[str, str]]:
@@ -199,7 +205,7 @@ def _legal(field: FieldInfo) -> str:
 
 
 def _from_word(value: Any, field: FieldInfo) -> Any:
-    """Read ``none`` as None, ``a,b`` as two values and ``1`` as a whole number, where the field can hold that."""
+    """Read ``none`` as None, ``a,b`` as two values, ``1`` and ``1e2`` as whole numbers, where the field can hold that."""
     kinds = _alternatives(field.annotation)
     if not isinstance(value, str) or (str in kinds and value != "none"):
         return value
@@ -208,7 +214,16 @@ def _from_word(value: Any, field: FieldInfo) -> Any:
     if any(get_origin(kind) is tuple for kind in kinds):
         return tuple(part.strip() for part in value.split(",")) if value not in ("", "none") else ()
     choices = {str(choice): choice for part in _parts(field.annotation) for choice in part}
-    return choices.get(value, value)
+    return choices.get(value, _whole(value) if int in kinds and float not in kinds else value)
+
+
+def _whole(word: str) -> str | int:
+    """Read ``1e2`` as the whole number that it is."""
+    try:
+        number = float(word)
+    except ValueError:
+        return word
+    return int(number) if "e" in word.lower() and number.is_integer() else word
 
 
 def _alternatives(annotation: Any) -> tuple[Any, ...]:

@@ -178,9 +178,9 @@ class Rewards:
         scores = np.empty((len(rows), len(self.functions)))
         for place, returned in enumerate(self._call(given)):
             scores[:, place] = _checked(returned, len(rows), self.names[place])
-        if np.isnan(scores).all():
-            at = "the batch" if step is None else f"step {step}"
-            warnings.warn(f"no reward function applied to any row of {at}", SanovWarning, stacklevel=2)
+        if np.isnan(scores).all() and step is None:  # of a step the training tells, which may need none
+            text = f"no reward function ({', '.join(self.names)}) applied to any of {len(rows)} completions"
+            warnings.warn(text, SanovWarning, stacklevel=2)
         return scores
 
     def total(self, scores: Float64[np.ndarray, "rows functions"]) -> Float64[np.ndarray, " rows"]:

@@ -56,7 +56,8 @@ class CharTokenizer:
         except KeyError as error:
             (unknown,) = error.args
             found = f"character {text.index(unknown) + 1} is {unknown!r}, which has no token"
-            raise InputError(found, where=where, expected=f"text of these alone: {CHARACTERS}") from None
+            fix = "policy=DIR for a model that knows ordinary text"
+            raise InputError(found, where=where, expected=f"text of these alone: {CHARACTERS}", fix=fix) from None
 
     def encode_rows(self, texts: Iterable[str], *, name: str = "the texts") -> list[list[int]]:
         """Return the ids of each text.

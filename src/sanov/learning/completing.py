@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float64, Int
 from torch import nn
 
-from sanov.comparisons import paired_effect
+from sanov.comparisons import cluster_bootstrap, share_interval
 from sanov.core import files
 from sanov.core.answers import Answer
 from sanov.core.progress import track
@@ -21,9 +21,11 @@ from sanov.data.rewards import Rewards
 from sanov.learning.rollouts import Rollout, Tokenizer, context_of, encoded
 from sanov.nets.sampling import keyed_uniforms, sample
 
-__all__ = ["Completed", "Tasks", "answer", "complete"]
+__all__ = ["ASKED", "FEWEST", "Completed", "Tasks", "answer", "carried", "complete"]
 
 TOGETHER = 256  # completions that are sampled at once
+ASKED = "prompt_"  # before the name of a prompt's column where the completion has one of its own
+FEWEST = 5  # prompts below which an interval over them says too little
 EVALUATION = 7_919  # of the stream of random numbers that evaluations take: not that of training
 
 
@@ -173,6 +175,7 @@ def answer(
     more
         Further columns of the completions.
     """
+    rows = np.repeat(np.arange(len(data.prompts)), samples)
     prompts = [prompt if isinstance(prompt, str) else files.to_json(prompt) for prompt in data.prompts.prompts]
     table = pl.DataFrame({
         "prompt": np.repeat(np.array(prompts, dtype=object), samples).tolist(),
@@ -182,6 +185,7 @@ def answer(
         "tokens": found.lengths.ravel(),
         "mean_log_prob": found.mean_log_prob.ravel(),
     }).with_columns(pl.col("reward").fill_nan(None), **(more or {}))  # fmt: skip
+    table = table.with_columns(carried(data.prompts, rows.tolist(), table.columns))
     values: dict[str, Any] = {"prompts": len(data.prompts), "completions": len(found.texts)}
     values["mean_tokens"], values["finished"] = float(found.lengths.mean()), float(found.finished.mean())
     judged_rows = ~np.isnan(found.rewards).all(axis=1)
@@ -191,12 +195,48 @@ def answer(
     by_prompt = np.nanmean(found.rewards[judged_rows], axis=1)
     values["mean_reward"] = float(by_prompt.mean())
     text = f"the mean reward of {len(found.texts)} completions is {by_prompt.mean():.3f}"
-    if len(by_prompt) > 1:
-        effect = paired_effect(by_prompt)
-        values["mean_reward_low"], values["mean_reward_high"] = effect.low, effect.high
-        text += f" [{effect.low:.3f}, {effect.high:.3f}] (95 % interval over {len(by_prompt)} prompts)"
+    if len(by_prompt) < FEWEST:
+        text += f" ({len(by_prompt)} prompts are too few for an interval)"
+    else:
+        low, high = _interval(found.rewards[judged_rows])
+        values["mean_reward_low"], values["mean_reward_high"] = low, high
+        text += f" [{low:.3f}, {high:.3f}] (95 % interval over {len(by_prompt)} prompts)"
     means = np.full(len(prompts), np.nan)
     means[judged_rows] = by_prompt
     columns = {"prompt": prompts, "mean_reward": means, "mean_tokens": found.lengths.mean(axis=1)}
     prompt_table = pl.DataFrame(columns).with_columns(pl.col("mean_reward").fill_nan(None))
     return Answer(system, f"{text}.", values, {"Completions": table, "Prompts": prompt_table})
+
+
+def carried(prompts: Prompts, rows: Iterable[int], taken: Iterable[str]) -> list[pl.Series]:
+    """Return the columns of prompts for a table of their completions, so that it can be judged again.
+
+    Parameters
+    ----------
+    prompts
+        With the columns that rewards ask for.
+    rows
+        The prompt of each completion.
+    taken
+        Names of columns that mean the completion's own: one of the prompt gets ``prompt_`` in front.
+    """
+    rows, names = list(rows), set(taken)
+    found = []
+    for column, cells in prompts.columns.items():
+        name = column
+        while name in names:
+            name = ASKED + name
+        names.add(name)
+        plain = [files.to_json(cell) if isinstance(cell, list | tuple | dict) else cell for cell in cells]
+        found.append(pl.Series(name, [plain[row] for row in rows], strict=False))
+    return found
+
+
+def _interval(rewards: Float64[np.ndarray, "prompts samples"]) -> tuple[float, float]:
+    """Return the interval of the mean reward over prompts; it holds nothing that no completion could be given."""
+    known = ~np.isnan(rewards)
+    by_prompt = np.nanmean(rewards, axis=1)
+    if np.isin(rewards[known], (0, 1)).all():
+        return share_interval(by_prompt, known.sum(axis=1))
+    found = cluster_bootstrap(by_prompt, np.arange(len(by_prompt)))
+    return found.low, found.high

@@ -119,16 +119,27 @@ def _written(prompts: Prompts, tokenizer: Tokenizer, column: str, context: int) 
         found = f"there is no column {column!r}"
         raise InputError(found, where=prompts.name, expected=", ".join(sorted(prompts.columns)) or "a column of texts")
     start = [] if tokenizer.bos is None else [tokenizer.bos]
-    heads = [[*start, *tokenizer.encode(prompt)] for prompt in prompts.prompts]
+    heads = [
+        [*start, *_tokens(tokenizer.encode, prompt, f"{prompts.name}, row {row}")]
+        for row, prompt in enumerate(prompts.prompts, start=1)
+    ]
     whole = [
-        [*head, *tokenizer.continued(text), tokenizer.eos]
-        for head, text in zip(heads, prompts.columns[column], strict=True)
+        [*head, *_tokens(tokenizer.continued, text, f"{prompts.name}, row {row}, column {column!r}"), tokenizer.eos]
+        for row, (head, text) in enumerate(zip(heads, prompts.columns[column], strict=True), start=1)
     ]
     for row, ids in enumerate(whole, start=1):
         if len(ids) > context:
             found = f"prompt and completion have {len(ids)} tokens, and the context {context}"
             raise InputError(found, where=f"{prompts.name}, row {row}", fix="leave such rows out")
     return whole, np.array([len(head) for head in heads])
+
+
+def _tokens(encode: Callable[[Any], list[int]], text: Any, where: str) -> list[int]:
+    """Return the tokens of a text; what the tokenizer refuses is told with its place."""
+    try:
+        return encode(text)
+    except InputError as error:
+        raise InputError(error.found, where=where, expected=error.expected, fix=error.fix) from None
 
 
 def _batch(

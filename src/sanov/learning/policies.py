@@ -16,6 +16,7 @@ from sanov.core.options import Options, option
 from sanov.data import prompts as prompt_tables
 from sanov.data.prompts import Prompts
 from sanov.data.rewards import Rewards, load
+from sanov.learning.adapters import Lora, adapted
 from sanov.learning.completing import EVALUATION, Completed, Tasks, answer, complete
 from sanov.learning.history import History
 from sanov.learning.imitation import imitate
@@ -26,6 +27,7 @@ from sanov.learning.policy import fit as fit_policy
 from sanov.learning.policy_folders import CHECKPOINTS, START, Fitted, begin, opened
 from sanov.learning.processes import every_process, place
 from sanov.learning.recording import Record
+from sanov.learning.remembered import remembered
 from sanov.learning.rollouts import Tokenizer
 from sanov.learning.servers import open_sampler
 from sanov.learning.validation import Validation
@@ -38,6 +40,7 @@ __all__ = [
     "Completed",
     "Evaluation",
     "Fitted",
+    "Lora",
     "Start",
     "Tasks",
     "answer",
@@ -111,7 +114,13 @@ def read(
 
 
 def open_policy(
-    folder: str | Path, start: Start, prompts: Prompts, *, seed: int, kept: Path | None = None
+    folder: str | Path,
+    start: Start,
+    prompts: Prompts,
+    *,
+    seed: int,
+    kept: Path | None = None,
+    lora: Lora | None = None,
 ) -> tuple[Any, Tokenizer]:
     """Open a policy's folder; where none is named, make a small one and let it imitate the prompts' solutions.
 
@@ -125,6 +134,8 @@ def open_policy(
         Of its weights.
     kept
         Where what was made is kept for a resumed run.
+    lora
+        The adapter that is put on what is in the folder, and trained alone.
 
     Returns
     -------
@@ -135,6 +146,8 @@ def open_policy(
     InputError
         The folder cannot be read, or there is nothing to imitate.
     """
+    if lora is not None and lora.rank:
+        return trainable(adapted(folder, lora, seed=seed)), load_tokenizer(folder)
     if folder:
         return trainable(load_model(folder)), load_tokenizer(folder)
     if kept is not None and (kept / "config.json").is_file():
@@ -186,9 +199,13 @@ def start(
     InputError
         See `policy_folders.begin` and `open_policy`.
     """
+    unused = [f"start.{name}" for name in sorted(config.start.model_fields_set)]
+    if config.policy and unused:
+        found, fix = f"policy={config.policy} is given, so that no policy is made", "leave these out, or the policy"
+        raise InputError(found, where=", ".join(unused), fix=fix)
     begin(out, data, config, seed, resume, lengthens=_lengthens(config.training, follows))
     kept = None if out is None else Path(out) / START
-    return open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept)
+    return open_policy(config.policy, config.start, data.prompts, seed=seed, kept=kept, lora=config.lora)
 
 
 def _lengthens(training: Optimisation, follows: bool) -> bool:
@@ -266,6 +283,7 @@ def fit(
             publish=record.publish,
             resume=resume,
             lengthen=_lengthens(config.training, follows),
+            rewarded=rewarded,
         )
     return written(record, history, noted, more)
 
@@ -392,7 +410,7 @@ def apply(system: str, data: Tasks, config: Any, fitted: Fitted | str | Path | N
     data
         What `read` returned.
     config
-        Of its options, ``rollouts`` and ``evaluation.samples`` matter.
+        Of its options, ``rollouts`` and ``evaluation.samples`` matter; what is not given is as it was in the training.
     fitted
         What `fit` returned, or its folder.
     seed
@@ -404,8 +422,10 @@ def apply(system: str, data: Tasks, config: Any, fitted: Fitted | str | Path | N
         Nothing fitted was given, or a prompt does not fit the context.
     """
     policy = opened(fitted, system)
+    data, config, notes = remembered(data, config, policy)
     samples = config.evaluation.samples
     found = complete(
         policy.model, policy.tokenizer, data.prompts, data.rewards, config.rollouts, samples=samples, seed=seed
     )
-    return answer(system, data, found, samples=samples)
+    answered = answer(system, data, found, samples=samples)
+    return replace(answered, notes=(*answered.notes, *notes))

@@ -35,6 +35,7 @@ from sanov.learning.optimizers import adamw
 from sanov.learning.parallel import Parallel
 from sanov.learning.policy_steps import POLICY, advantages_of, packed, sums
 from sanov.learning.processes import every_process, place
+from sanov.learning.reward_checks import check_rewarded
 from sanov.learning.rollouts import (
     Rollout,
     Rollouts,
@@ -92,6 +93,7 @@ class _Feed:
         sampler: Sampler,
         seed: int,
         diagnose_every: int = 0,
+        needs_reward: bool = True,
     ):
         suppressed = {*rollouts.suppress, *(token for signal in signals for token in signal.suppressed)}
         if tokenizer.eos in suppressed:
@@ -110,7 +112,8 @@ class _Feed:
         self.budget, self.sampler, self.seed = micro_batch_tokens, sampler, seed
         self.diagnose_every = 0 if all(signal.observes for signal in signals) else diagnose_every
         self.order = shuffled(len(prompts), min(rollouts.prompts_per_step, len(prompts)), seed=seed, drop_last=True)
-        self.told = False  # that completions are cut
+        self.told = self.told_unrewarded = False  # that completions are cut, or not judged
+        self.needs_reward = needs_reward and rewards is not None
         self.kept: list[dict[str, Any]] = []  # completions that further updates go over
 
     @property
@@ -153,6 +156,8 @@ class _Feed:
             seed=self.seed,
             step=step,
         )
+        if self.rewards is not None:
+            self.told_unrewarded = check_rewarded(rollouts, step, needed=self.needs_reward, told=self.told_unrewarded)
         for signal in self.signals:
             signal.score(rollouts, step, model)
         rewards = rollouts.rewards if rollouts.shaped is None else rollouts.shaped
@@ -192,6 +197,7 @@ def fit(
     publish: Publish | None = None,
     resume: bool = False,
     lengthen: bool = False,
+    rewarded: bool = True,
 ) -> tuple[History, dict[str, Any]]:
     """Train a policy in place on rewards of its own completions.
 
@@ -221,6 +227,8 @@ def fit(
         Folder of the checkpoints.
     resume
         Go on from the newest checkpoint in it.
+    rewarded
+        Whether it takes rewards to learn from, where there are functions: a step without any is then refused.
 
     Returns
     -------
@@ -240,6 +248,7 @@ def fit(
         raise InputError(found, where="rollouts.group_size", fix="use grpo.scale_rewards=none, or larger groups")
     noted: dict[str, Any] = {}
     for signal in signals:
+        signal.steps = training.steps
         noted |= signal.begin(policy, tokenizer, prompts, rollouts)
     feed = _Feed(
         prompts,
@@ -253,6 +262,7 @@ def fit(
         sampler,
         seed,
         training.diagnose_every,
+        rewarded,
     )
     history = train(
         policy,

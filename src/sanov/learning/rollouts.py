@@ -134,6 +134,8 @@ class Rollouts:
         Updates that lay behind the policy that sampled.
     index
         Number of each prompt within the step, over all processes, [prompts].
+    names
+        Of the reward functions.
     ends
         By watched token, its log-probability right after EOS, [rows]; NaN where a row did not end. Empty where the sampler
         did not watch.
@@ -161,6 +163,7 @@ class Rollouts:
     texts: list[str]
     version: int
     index: Int[np.ndarray, " prompts"]
+    names: tuple[str, ...] = ()
     ends: Mapping[int, Float[Tensor, " rows"]] = field(default_factory=dict)
     scores: Float64[np.ndarray, "rows functions"] = field(default_factory=lambda: np.zeros((0, 0)))
     rewards: Float64[Tensor, " rows"] = field(default_factory=lambda: torch.zeros(0, dtype=torch.float64))
@@ -338,6 +341,7 @@ def collect(
     rollouts.texts = [tokenizer.decode(row) for row in ids]
     rollouts.scores, totals = np.zeros((len(ids), 0)), np.full(len(ids), np.nan)
     if rewards is not None:
+        rollouts.names = rewards.names
         rollouts.scores = rewards.score(rollouts.repeated(), rollouts.texts, completion_ids=ids, step=step)
         totals = rewards.total(rollouts.scores)
     rollouts.rewards = torch.from_numpy(totals).to(device)

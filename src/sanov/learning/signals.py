@@ -64,14 +64,15 @@ class Signal:
     """What a method adds to GRPO. Every hook does nothing unless it is overridden.
 
     ``components`` names what `terms` returns; ``suppressed`` tokens are never sampled; of ``watched`` ones `Rollouts.ends`
-    has the log-probability after EOS, where the sampler can tell. The last two may be settled by `begin`. One that
-    ``observes`` changes nothing.
+    has the log-probability after EOS, where the sampler can tell. The last two may be settled by `begin`, before which
+    ``steps`` is told: the number of updates of the training. One that ``observes`` changes nothing.
     """
 
     components: tuple[str, ...] = ()
     suppressed: tuple[int, ...] = ()
     watched: tuple[int, ...] = ()
     observes: bool = False
+    steps: int | None = None
 
     def begin(self, policy: nn.Module, tokenizer: Tokenizer, prompts: Prompts, options: Rollout) -> Mapping[str, Any]:
         """Check what was given, and measure what is needed, before the first step; return what is worth writing down."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,8 +22,9 @@ from sanov.nets.reads import Read, places_of, read_placed, read_states
 from sanov.nets.shapes import TOKENS, shape_of, strange
 from sanov.nets.transformer import Decoder, check_length, decoder_of, head_weight, load_decoder
 
-__all__ = ["ForeignCausal", "load_causal", "load_tokenizer"]
+__all__ = ["ForeignCausal", "load_causal", "load_tokenizer", "load_whole"]
 
+HUB = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # ORGANISATION/NAME
 ALIKE = 1e-3  # of the largest logit: by how much two ways to the same logits may differ by rounding
 
 
@@ -46,8 +48,7 @@ def load_causal(directory: str | Path) -> tuple[Decoder | ForeignCausal, Any]:
         Without transformers, without PEFT for an adapter, without gguf for a file of that kind.
     """
     place = Path(directory)
-    if not place.exists():
-        raise InputError("there is no such folder", where=str(place), expected="a folder that save_pretrained wrote")
+    _check_there(place)
     if packed := _packed(place):
         return _unpacked(packed)
     tokenizer = load_tokenizer(place)
@@ -55,10 +56,41 @@ def load_causal(directory: str | Path) -> tuple[Decoder | ForeignCausal, Any]:
         require("peft", "language")
     elif not strange(files.read_json(place / "config.json")):
         return load_decoder(place), tokenizer
+    return ForeignCausal(load_whole(place)), tokenizer
+
+
+def load_whole(place: Path) -> Any:
+    """Load a causal language model of transformers, in evaluation mode.
+
+    Raises
+    ------
+    InputError
+        The folder cannot be read, or weights are missing.
+    MissingExtra
+        Without transformers.
+    """
+    _check_there(place)
     model, absent = _load(place)
     if absent:
         raise InputError(f"the folder lacks trained weights ({', '.join(absent[:3])})", where=str(place))
-    return ForeignCausal(model), tokenizer
+    return model
+
+
+def _check_there(place: str | Path) -> None:
+    if not Path(place).exists():
+        expected = "a folder that save_pretrained wrote"
+        raise InputError("there is no such folder", where=str(place), expected=expected, fix=_from_hub(str(place)))
+
+
+def _from_hub(name: str) -> str | None:
+    """Return how to get a model whose name on the hub was given; None where it looks like a path."""
+    if not HUB.fullmatch(name) or Path(name).parent.exists():
+        return None
+    own = name.rpartition("/")[2]
+    return (
+        f"nothing is downloaded here: `hf download {name} --local-dir {own}` does that, or save_pretrained({own!r}) of "
+        f"model and tokenizer where they are loaded; then name the folder {own}"
+    )
 
 
 def _load(place: Path, **settings: Any) -> tuple[Any, list[str]]:

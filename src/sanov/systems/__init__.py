@@ -252,5 +252,8 @@ class System:
 
 
 def _plain(options: Mapping[str, Any]) -> dict[str, Any]:
-    """Turn groups that are pydantic models into dictionaries, so that they are validated like any other."""
-    return {name: value.model_dump() if hasattr(value, "model_dump") else value for name, value in options.items()}
+    """Turn groups that are pydantic models into dictionaries of what was given, validated like any other."""
+    return {
+        name: value.model_dump(exclude_unset=True) if hasattr(value, "model_dump") else value
+        for name, value in options.items()
+    }

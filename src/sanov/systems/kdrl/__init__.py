@@ -30,7 +30,7 @@ from sanov.core.answers import Answer
 from sanov.core.errors import SanovWarning
 from sanov.core.options import Options, option
 from sanov.learning import policies
-from sanov.learning.policies import Evaluation, Fitted, Start, Tasks
+from sanov.learning.policies import Evaluation, Fitted, Lora, Start, Tasks
 from sanov.learning.policy import Grpo, Optimisation
 from sanov.learning.rollouts import Rollout
 from sanov.learning.token_teachers import TokenTeacher, open_teacher
@@ -78,6 +78,7 @@ class Config(Options):
     rollouts: Rollout = Rollout()
     grpo: Grpo = Grpo()
     training: Optimisation = Optimisation()
+    lora: Lora = Lora()
     evaluation: Evaluation = Evaluation()
     start: Start = Start()
 

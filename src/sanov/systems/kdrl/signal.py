@@ -235,7 +235,8 @@ class KdSignal(Signal):
         odd = [value for value in rollouts.rewards.tolist() if value == value and value not in (0.0, 1.0)]
         if odd:
             fix = "masks need the binary outcome reward: give rewards of 0 and 1"
-            raise InputError(f"a reward is {odd[0]}", where="kd.mask", expected="0 or 1", fix=fix)
+            who = f" ({' + '.join(rollouts.names)})" if rollouts.names else ""
+            raise InputError(f"a reward{who} is {odd[0]}", where="kd.mask", expected="0 or 1", fix=fix)
 
     def _described(self, rollouts: Rollouts, mask: Tensor, log_teacher: Tensor, step: int) -> dict[str, float]:
         """Return the gap to the teacher over all processes, of right and of wrong completions too."""

@@ -32,6 +32,7 @@ Reference: yang2025laser.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -42,8 +43,9 @@ from sanov.core.answers import Answer
 from sanov.core.errors import InputError
 from sanov.core.options import Options, option
 from sanov.learning import policies
-from sanov.learning.policies import Evaluation, Start, Tasks
+from sanov.learning.policies import Evaluation, Lora, Start, Tasks
 from sanov.learning.policy import Grpo, Optimisation
+from sanov.learning.remembered import remembered
 from sanov.learning.rollouts import Rollout
 from sanov.learning.validation import Validation
 from sanov.systems.laser import judging, reading, report
@@ -108,6 +110,7 @@ class Config(Options):
     rollouts: Rollout = Rollout()
     grpo: Grpo = Grpo()
     training: Optimisation = Optimisation()
+    lora: Lora = Lora()
     evaluation: Evaluation = Evaluation()
     start: Start = Start()
 
@@ -152,14 +155,17 @@ def fit(data: Tasks, config: Config, *, seed: int = 0, out: str | Path | None = 
     InputError
         The label token cannot be used, beta does not go with c_ref, a reward is no 0 or 1, or see `learning.policies.fit`.
     """
-    opened = policies.start(data, config, seed=seed, out=out, resume=resume)
+    own, steps = config.self_reward, config.training.steps
+    own.check_steps(steps)
+    follows = own.reasoning_warmup_steps is None or own.warmup_steps is None  # they are a share of the steps
+    opened = policies.start(data, config, seed=seed, out=out, resume=resume, follows=follows)
     signal = SelfRewardSignal(config.self_reward, seed=seed, keep=_keeper(out, opened[1], resume))
 
     def more(found: policies.Fitted, validation: Validation) -> tuple[Mapping[str, Any], list[pages.Block]]:
         return report.calibration(Fitted.of(found, signal.reference), validation, config.calibration_share, seed)
 
     how: dict[str, Any] = {"system": "laser", "config": config, "opened": opened, "seed": seed, "out": out}
-    found = policies.fit(data, signals=[signal], resume=resume, more=more, **how)
+    found = policies.fit(data, signals=[signal], resume=resume, follows=follows, more=more, **how)
     return Fitted.of(found, signal.reference)
 
 
@@ -185,7 +191,8 @@ def apply(data: Tasks, config: Config, *, fitted: policies.Fitted | str | Path |
         What `read` returned.
     config
         The system's options; of them ``score_threshold``, ``calibration_share``, ``rollouts``, ``evaluation.samples``
-        matter here, and of ``self_reward`` what is to be other than `fit` stored.
+        matter here, and of ``self_reward`` what is to be other than `fit` stored. What is not given of ``rewards``,
+        ``rollouts`` and ``evaluation.samples`` is as it was in the training.
     fitted
         What `fit` returned, or its folder: it scores its own completions, or those of the table. None where the table has
         scores.
@@ -199,6 +206,7 @@ def apply(data: Tasks, config: Config, *, fitted: policies.Fitted | str | Path |
     """
     questions = data if isinstance(data, Questions) else Questions(data.prompts, data.rewards)
     notes: list[str] = []
+    untrained = None
     if fitted is None:
         if questions.given is None or questions.given.scores is None:
             fix = "first: sanov fit laser PROMPTS --out DIR; then pass --fitted DIR"
@@ -207,6 +215,9 @@ def apply(data: Tasks, config: Config, *, fitted: policies.Fitted | str | Path |
         judged = judging.scored_already(questions)
     else:
         policy = _opened(fitted)
+        untrained = policy.untrained()
+        questions, config, notes = remembered(questions, config, policy)
+        questions = reading.judged(questions)
         scale = judging.scale_of(policy, config.self_reward, questions, config.rollouts, seed=seed)
         if questions.given is not None:
             judged = judging.judge_given(policy, scale, questions, name=questions.prompts.name)
@@ -214,19 +225,18 @@ def apply(data: Tasks, config: Config, *, fitted: policies.Fitted | str | Path |
             samples = config.evaluation.samples
             judged = judging.judge_own(policy, scale, questions, config.rollouts, samples, seed=seed)
         notes.append(_told(scale))
-        names = policy.config.get("rewards") or ()
-        if names and not judged.known.any():
-            notes.append(f"trained with rewards={','.join(names)}: give that here too, and answers are judged by it.")
     if reading.verifier_of(questions) is None and (questions.given is None or questions.given.answers is None):
         notes.append(PLAIN)
-    return report.answer(
+    answer = report.answer(
         judged,
         threshold=config.score_threshold,
         share=config.calibration_share,
         seed=seed,
         notes=notes,
         provenance={"input": questions.prompts.digest()},
+        prompts=questions.prompts,
     )
+    return answer if untrained is None else replace(answer, sentence=f"{untrained}; {answer.sentence}")
 
 
 PLAIN = (

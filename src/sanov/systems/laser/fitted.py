@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import polars as pl
+
 from sanov.core import files
 from sanov.learning import policies
 from sanov.nets.causal import load_model, save_model
@@ -34,6 +36,17 @@ class Fitted(policies.Fitted):
         """Return a trained policy with its reference."""
         own = {name: getattr(found, name) for name in ("config", "results", "history")}
         return cls(found.system, found.model, found.tokenizer, **own, reference=reference)
+
+    def untrained(self) -> str | None:
+        """Say that the score was never trained, where that is known; else return None."""
+        if self.results.get("self_reward") is None:
+            return f"the score of this policy was never trained (it is one of {self.system})"
+        if not len(self.history):
+            return None
+        losses = self.history["loss_self_reward"] if "loss_self_reward" in self.history.columns else pl.Series([None])
+        if losses.cast(pl.Float64).fill_nan(None).is_not_null().any():
+            return None
+        return f"the score of this policy was never trained (in none of {len(self.history)} steps)"
 
     def save(self, folder: str | Path) -> None:
         """Write a folder that transformers loads, with the reference beside: the seal of the whole last.

@@ -152,7 +152,8 @@ def judge_completed(fitted: Fitted, scale: Scale, data: Questions, found: polici
     odd = np.flatnonzero(~np.isnan(rewards) & (rewards != 0) & (rewards != 1))
     if len(odd):
         where = f"{data.prompts.name}, row {groups[odd[0]] + 1}"
-        raise InputError(f"the reward is {rewards[odd[0]]:g}", where=where, expected="0 or 1", fix="binarise it")
+        who = "" if data.rewards is None else f" ({' + '.join(data.rewards.names)})"
+        raise InputError(f"the reward{who} is {rewards[odd[0]]:g}", where=where, expected="0 or 1", fix="binarise it")
     finished = found.finished.ravel()
     log_self = found.ends[scale.token].ravel()
     reference = _log_reference(fitted, scale, data, groups, found.ids, finished)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -15,11 +15,13 @@ from sanov.core.errors import InputError
 from sanov.data import prompts as prompt_tables
 from sanov.data.math_answers import last_boxed
 from sanov.data.prompts import Prompts
+from sanov.data.rewards import Rewards
 from sanov.data.verifiers import Verifier, text_of
 from sanov.learning import policies
+from sanov.learning.completing import ASKED
 from sanov.learning.policies import Tasks
 
-__all__ = ["Given", "Questions", "answers_of", "held", "plain_answer", "read", "told", "verifier_of"]
+__all__ = ["Given", "Questions", "answers_of", "held", "judged", "plain_answer", "read", "told", "verifier_of"]
 
 TRUTHS = {"none": True, "": True, "true": True, "1": True, "1.0": True, "false": False, "0": False, "0.0": False}
 OF_A_COMPLETION = ("completion", "score", "answer", "reward", "finished")
@@ -117,16 +119,10 @@ def held(table: Prompts, rewards: Sequence[str] = ()) -> Questions:
     distinct = _distinct(table, keep=() if scored else ("answer",))
     functions = None
     if rewards or not (scored or "reward" in cells):
-        functions = policies.read([distinct.prompts], rewards, needed=False).rewards
+        functions = _rewards(distinct.prompts, rewards, table if scored else None)
     groups = distinct.groups[rows]
     texts = [_text(cell) for cell in cells["completion"]] if "completion" in cells else None
     known = _numbers(cells.get("reward", [None] * len(rows)), f"{table.name}, column 'reward'")
-    if functions is not None and texts is not None:
-        known = functions.total(functions.score(distinct.prompts.take(groups), texts))
-    odd = np.flatnonzero(~np.isnan(known) & (known != 0) & (known != 1))
-    if len(odd):
-        where = f"{table.name}, completion {odd[0] + 1}"
-        raise InputError(f"the reward is {known[odd[0]]:g}", where=where, expected="0 or 1", fix="binarise it")
     answers = (
         [None if cell in (None, "") else str(cell) for cell in cells["answer"]]
         if scored and "answer" in cells
@@ -135,7 +131,49 @@ def held(table: Prompts, rewards: Sequence[str] = ()) -> Questions:
     scores = _numbers(cells["score"], f"{table.name}, column 'score'", needed=True) if scored else None
     finished = _ended(cells.get("finished", [None] * len(rows)), f"{table.name}, column 'finished'")
     given = Given(groups, texts, answers, scores, known, finished)
-    return Questions(distinct.prompts, functions, given)
+    return judged(Questions(distinct.prompts, functions, given))
+
+
+def _rewards(prompts: Prompts, names: Sequence[str], scored: Prompts | None) -> Rewards | None:
+    """Return reward functions; in a table with scores, the column `answer` is the model's own and not the right one."""
+    try:
+        return policies.read([prompts], names, needed=False).rewards
+    except InputError as error:
+        if scored is None or "answer" not in scored.columns or "the column 'answer'" not in error.found:
+            raise
+        found = (
+            f"in {scored.name} the column `answer` holds the model's own, beside its score, and no other the right one"
+        )
+        expected = f"the right answers in a column `{ASKED}answer`"
+        raise InputError(found, where=error.where, expected=expected, fix="add it, or leave rewards out") from None
+
+
+def judged(data: Questions) -> Questions:
+    """Return completions of a table with what their rewards give them; without reward functions, what the table says.
+
+    Parameters
+    ----------
+    data
+        With completions, or without.
+
+    Raises
+    ------
+    InputError
+        A reward is refused, or no 0 or 1.
+    """
+    given = data.given
+    if given is None:
+        return data
+    who = "" if data.rewards is None else f" ({' + '.join(data.rewards.names)})"
+    if data.rewards is not None and given.completions is not None:
+        scores = data.rewards.score(data.prompts.take(given.groups), given.completions)
+        given = replace(given, rewards=data.rewards.total(scores))
+    odd = np.flatnonzero(~np.isnan(given.rewards) & (given.rewards != 0) & (given.rewards != 1))
+    if len(odd):
+        found = f"the reward{who} is {given.rewards[odd[0]]:g}"
+        where = f"{data.prompts.name}, completion {odd[0] + 1}"
+        raise InputError(found, where=where, expected="0 or 1", fix="binarise it")
+    return replace(data, given=given)
 
 
 def _long(table: Prompts) -> tuple[list[int], dict[str, list[Any]]]:
@@ -188,6 +226,9 @@ def _distinct(table: Prompts, keep: Sequence[str]) -> _Distinct:
             first.append(row)
         groups.append(numbers[key])
     columns = {n: cells for n, cells in table.columns.items() if n not in OF_A_COMPLETION or n in keep}
+    if "score" in table.columns:  # one that was saved here: its prompts' columns by their own names again
+        aside = [n for n in columns if n.removeprefix(ASKED) in OF_A_COMPLETION]
+        columns |= {n.removeprefix(ASKED): columns.pop(n) for n in aside}
     once = Prompts(table.prompts, columns, table.name).take(first)
     return _Distinct(once, np.array(groups))
 

@@ -8,9 +8,11 @@ from typing import Any
 import numpy as np
 import polars as pl
 
-from sanov.comparisons import paired_effect
+from sanov.comparisons import difference_interval
 from sanov.core import pages
 from sanov.core.answers import Answer
+from sanov.data.prompts import Prompts
+from sanov.learning.completing import FEWEST, carried
 from sanov.learning.validation import Validation
 from sanov.systems.laser.fitted import Fitted
 from sanov.systems.laser.judging import judge_completed
@@ -30,6 +32,7 @@ def answer(
     seed: int = 0,
     notes: Sequence[str] = (),
     provenance: Mapping[str, str] | None = None,
+    prompts: Prompts | None = None,
 ) -> Answer:
     """Lay out scores, verdicts, calibration and votes.
 
@@ -41,6 +44,8 @@ def answer(
         See `verification.verify`.
     notes, provenance
         For the page.
+    prompts
+        Whose columns stand beside their completions; one that the completion has too, with ``prompt_`` in front.
 
     Raises
     ------
@@ -66,7 +71,10 @@ def answer(
         told.append(
             f"{silent} completions give no answer ({unfinished} were cut at the limit): they score 0 and do not vote."
         )
-    tables = {"Completions": _completions(judged, found.threshold, found.columns), "Votes": votes, **found.tables}
+    completions = _completions(judged, found.threshold, found.columns)
+    if prompts is not None:
+        completions = completions.with_columns(carried(prompts, judged.groups.tolist(), OF_COMPLETIONS))
+    tables = {"Completions": completions, "Votes": votes, **found.tables}
     return Answer(
         "laser",
         _sentence(counts, found.values, worth, found.threshold),
@@ -108,6 +116,11 @@ def calibration(
     return values, [*blocks, pages.Table("Verdicts", seen.tables["Verdicts"], caption)]
 
 
+# What the table of completions may say of a completion itself, for one table or another
+OF_COMPLETIONS = (
+    *("prompt", "completion", "log_label", "mean_log_prob", "answer", "score", "verdict", "probability"),
+    *("reward", "finished", "tokens"),
+)
 VOTES = {
     "weighted vote": "weighted_right",
     "majority": "majority_right",
@@ -125,9 +138,9 @@ def _worth(votes: pl.DataFrame) -> dict[str, float]:
     found = {f"{name}_right": float(known[f"right_{name}"].mean()) for name in ("weighted", "majority", "best", "any")}  # type: ignore[arg-type]
     gain = (known["right_weighted"] - known["right_majority"]).to_numpy()
     found["weighted_minus_majority"] = float(gain.mean())
-    if len(gain) > 1:
-        effect = paired_effect(gain)
-        found |= {"weighted_minus_majority_low": effect.low, "weighted_minus_majority_high": effect.high}
+    if len(gain) >= FEWEST:
+        low, high = difference_interval(gain)
+        found |= {"weighted_minus_majority_low": low, "weighted_minus_majority_high": high}
     return found
 
 
@@ -162,4 +175,6 @@ def _sentence(
     if "weighted_minus_majority_low" in worth:
         low, high = (100 * worth[f"weighted_minus_majority_{end}"] for end in ("low", "high"))
         text += f" (difference {100 * worth['weighted_minus_majority']:.1f} points [{low:.1f}, {high:.1f}])"
+    elif counts["prompts"] < FEWEST:
+        text += f" ({counts['prompts']} prompts are too few for an interval)"
     return f"{text}."

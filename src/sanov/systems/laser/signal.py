@@ -29,6 +29,9 @@ __all__ = ["Labels", "SelfReward", "SelfRewardSignal", "permuted_labels"]
 COMPONENT = "self_reward"
 EMBEDDED = {"beta": 0.25, "reasoning_warmup_steps": 0, "warmup_steps": 50}  # a vocabulary of 32: c_ref is some -10
 PAPER = {"beta": 0.1, "reasoning_warmup_steps": 200, "warmup_steps": 200}
+# Largest share of the steps that one warm-up of those takes. The released scripts have 200 of some 1,600: two epochs of
+# 103 thousand prompts, 128 a step.
+EMBEDDED_SHARE, PAPER_SHARE = 1 / 2, 1 / 8
 
 Labels = Callable[[Bool[Tensor, " rows"], Bool[Tensor, " rows"], int], Bool[Tensor, " rows"]]
 
@@ -57,21 +60,58 @@ class SelfReward(Options):
     correction: bool = option(False, "Add beta log Z to scores, for a c_ref near 0.", source="choice: off is the paper")
     balanced: bool = option(True, "Right and wrong answers weigh the same.", source="paper; released scripts")
     reasoning_warmup_steps: int | None = option(
-        None, "Steps before the loss; none: 200, or 0 with the embedded tokenizer.", source="paper; choice", ge=0
+        None,
+        "Steps before the loss; none: 200, at most an eighth of the steps, or 0 with the embedded tokenizer.",
+        source="paper; share: released code",
+        ge=0,
     )
     warmup_steps: int | None = option(
         None,
-        "Steps more before advantages; none: 200, or 50 with the embedded one.",
+        "Steps more before advantages; none: 200, at most an eighth (50, at most half, with the embedded one).",
         source="released code; choice",
         ge=0,
     )
     loss: LossKind = option("mse", "bce: cross-entropy of two label tokens, a baseline.", source="paper; released code")
 
-    def resolved(self, tokenizer: Tokenizer) -> SelfReward:
-        """Return it with a number for every none: those of the embedded tasks with their tokenizer, else the paper's."""
-        usual = EMBEDDED if hasattr(tokenizer, "reserved") else PAPER
+    def resolved(self, tokenizer: Tokenizer, steps: int | None = None) -> SelfReward:
+        """Return it with a number for every none: those of the embedded tasks with their tokenizer, else the paper's.
+
+        Parameters
+        ----------
+        tokenizer
+            Of the policy.
+        steps
+            Updates of the training, of which a warm-up that is not given takes a share at most; None for any number.
+        """
+        usual, share = (EMBEDDED, EMBEDDED_SHARE) if hasattr(tokenizer, "reserved") else (PAPER, PAPER_SHARE)
         missing = {name: value for name, value in usual.items() if getattr(self, name) is None}
+        for name in missing.keys() & {"reasoning_warmup_steps", "warmup_steps"} if steps is not None else ():
+            missing[name] = min(int(missing[name]), int(share * (steps or 0)))
         return self.model_copy(update=missing)
+
+    def check_steps(self, steps: int) -> None:
+        """Refuse warm-ups after which nothing is left of a training.
+
+        Parameters
+        ----------
+        steps
+            Updates of the training.
+
+        Raises
+        ------
+        InputError
+            With the warm-up, and the steps.
+        """
+        first, more = self.reasoning_warmup_steps, self.warmup_steps
+        if self.alpha > 0 and first is not None and first >= steps:
+            fix = "shorten it, leave it out for a share of the steps, or train longer"
+            found = f"the score would never be trained: its loss begins after {first} steps, and there are {steps}"
+            raise InputError(found, where="self_reward.reasoning_warmup_steps", expected=f"less than {steps}", fix=fix)
+        both = (first or 0) + (more or 0)
+        if self.tau > 0 and more is not None and both >= steps:
+            fix = "shorten it, leave it out for a share of the steps, or set self_reward.tau=0"
+            found = f"the score would never change advantages: it does after {both} steps, and there are {steps}"
+            raise InputError(found, where="self_reward.warmup_steps", expected=f"less than {steps} in all", fix=fix)
 
     @property
     def active(self) -> bool:
@@ -144,11 +184,13 @@ class SelfRewardSignal(Signal):
     def begin(self, policy: nn.Module, tokenizer: Tokenizer, prompts: Prompts, options: Rollout) -> Mapping[str, Any]:
         """Choose and check the label, measure c_ref, and see whether beta goes with it."""
         free = self.options.beta is None and not self.options.correction
-        own = self.options = self.options.resolved(tokenizer)
+        if self.steps is not None:
+            self.options.check_steps(self.steps)
+        own = self.options = self.options.resolved(tokenizer, self.steps)
         if options.group_size < 2 and own.tau > 0:
             found, fix = "SWA needs at least 2 completions per prompt", "set self_reward.tau=0, or larger groups"
             raise InputError(found, where="rollouts.group_size", fix=fix)
-        token, spare = label_tokens(tokenizer, own.token, needs_spare=own.loss == "bce")
+        token, spare = label_tokens(tokenizer, own.token, needs_spare=own.loss == "bce", prompts=prompts)
         self.suppressed = (token,) if spare is None else (token, spare)
         self.watched, self.group_size = (token,) if own.active else (), options.group_size
         check_unseen(tokenizer, self.suppressed if own.loss == "bce" else (token,), prompts)
@@ -225,7 +267,8 @@ class SelfRewardSignal(Signal):
         odd = known & (rollouts.rewards != 0) & (rollouts.rewards != 1)
         if self.options.active and odd.any():
             row = int(torch.nonzero(odd)[0])
-            found = f"the reward is {float(rollouts.rewards[row])}"
+            who = f" ({' + '.join(rollouts.names)})" if rollouts.names else ""
+            found = f"the reward{who} is {float(rollouts.rewards[row])}"
             fix = "binarise before self-reward training"
             raise InputError(found, where=f"completion {row + 1}", expected="0 or 1", fix=fix)
         return rollouts.rewards == 1, known

@@ -40,7 +40,9 @@ def reserved_tokens(tokenizer: Tokenizer) -> list[int]:
     return sorted(free, key=lambda number: not KEPT.search(names[number].lower()))
 
 
-def label_tokens(tokenizer: Tokenizer, named: str = "", *, needs_spare: bool = False) -> tuple[int, int | None]:
+def label_tokens(
+    tokenizer: Tokenizer, named: str = "", *, needs_spare: bool = False, prompts: Prompts | None = None
+) -> tuple[int, int | None]:
     """Return the label token z_c, and a spare one (z_i of the two-label verifier) where there is one.
 
     Parameters
@@ -51,6 +53,8 @@ def label_tokens(tokenizer: Tokenizer, named: str = "", *, needs_spare: bool = F
         What the user asks for: a token's name or id; empty for the first reserved one.
     needs_spare
         Whether a missing spare is refused.
+    prompts
+        In which to look for a token to propose, where none is reserved.
 
     Raises
     ------
@@ -59,7 +63,7 @@ def label_tokens(tokenizer: Tokenizer, named: str = "", *, needs_spare: bool = F
     """
     reserved = reserved_tokens(tokenizer)
     if not named and not reserved:
-        fix = "name one that no text holds (self_reward.token=NAME), or add one to the tokenizer and the model"
+        fix = f"name one that no text holds ({_unused(tokenizer, prompts)}), or add one to the tokenizer and the model"
         raise InputError("the tokenizer has no reserved token", where=WHERE, fix=fix)
     token = _named(tokenizer, named, reserved) if named else reserved[0]
     for role in ("eos", "pad", "bos"):
@@ -71,6 +75,20 @@ def label_tokens(tokenizer: Tokenizer, named: str = "", *, needs_spare: bool = F
         found = f"there is no second reserved token beside {token}"
         raise InputError(found, where="self_reward.loss", fix="take self_reward.loss=mse, which needs one label alone")
     return token, spare
+
+
+def _unused(tokenizer: Tokenizer, prompts: Prompts | None) -> str:
+    """Return an option that names a token of no prompt and no solution: the last one of the vocabulary, often the rarest."""
+    if prompts is None:
+        return f"{WHERE}=NAME"
+    solutions = (tokenizer.continued(str(text or "")) for text in prompts.columns.get("solution", ()))
+    used = {token for ids in (*map(tokenizer.encode, prompts.prompts), *solutions) for token in ids}
+    used |= {tokenizer.eos, tokenizer.pad, -1 if tokenizer.bos is None else tokenizer.bos}
+    names = {number: name for name, number in tokenizer.token_ids().items() if number not in used}
+    if not names:
+        return f"{WHERE}=NAME"
+    number = max(names)
+    return f"such as {WHERE}={number}, which is {names[number]!r} and in none of the prompts and solutions"
 
 
 def _named(tokenizer: Tokenizer, named: str, reserved: Sequence[int]) -> int:
