@@ -27,7 +27,7 @@ from systems import laser_toy
 from systems.policy_files import SMALL, policy_folder, prompts_file
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*every completion was cut")
-HELD = ["evaluation.share=0.3", "evaluation.prompts=6"]
+HELD = ["evaluation.share=0.5", "evaluation.prompts=6"]
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ def test_held_out_prompts_before_and_after(done, folder, tmp_path):
     """The means and the gain are those of completions that are drawn again by hand."""
     student, _ = done
     data = kdrl.read([str(folder / "prompts.jsonl")], kdrl.Config())
-    _, held = policies.divided(data.prompts, policies.Evaluation(share=0.3, prompts=6), 0)
+    _, held = policies.divided(data.prompts, policies.Evaluation(share=0.5, prompts=6), 0)
     means = {}
     for name, model in (("start", load_model(folder / "policy")), ("end", student.model)):
         found = policies.complete(model, TOKENIZER, held, data.rewards, Rollout(max_completion_length=6), samples=2)

@@ -21,7 +21,7 @@ from sanov.data.rewards import Rewards
 from sanov.learning.rollouts import Rollout, Tokenizer, context_of, encoded
 from sanov.nets.sampling import keyed_uniforms, sample
 
-__all__ = ["ASKED", "FEWEST", "Completed", "Tasks", "answer", "carried", "complete"]
+__all__ = ["ASKED", "FEWEST", "Completed", "Tasks", "answer", "carried", "complete", "interval_over_prompts"]
 
 TOGETHER = 256  # completions that are sampled at once
 ASKED = "prompt_"  # before the name of a prompt's column where the completion has one of its own
@@ -198,7 +198,7 @@ def answer(
     if len(by_prompt) < FEWEST:
         text += f" ({len(by_prompt)} prompts are too few for an interval)"
     else:
-        low, high = _interval(found.rewards[judged_rows])
+        low, high = interval_over_prompts(found.rewards[judged_rows])
         values["mean_reward_low"], values["mean_reward_high"] = low, high
         text += f" [{low:.3f}, {high:.3f}] (95 % interval over {len(by_prompt)} prompts)"
     means = np.full(len(prompts), np.nan)
@@ -232,8 +232,14 @@ def carried(prompts: Prompts, rows: Iterable[int], taken: Iterable[str]) -> list
     return found
 
 
-def _interval(rewards: Float64[np.ndarray, "prompts samples"]) -> tuple[float, float]:
-    """Return the interval of the mean reward over prompts; it holds nothing that no completion could be given."""
+def interval_over_prompts(rewards: Float64[np.ndarray, "prompts samples"]) -> tuple[float, float]:
+    """Return the interval of the mean reward over prompts; it holds nothing that no completion could be given.
+
+    Parameters
+    ----------
+    rewards
+        Of each prompt's completions; NaN where there is none, but of no prompt altogether.
+    """
     known = ~np.isnan(rewards)
     by_prompt = np.nanmean(rewards, axis=1)
     if np.isin(rewards[known], (0, 1)).all():

@@ -15,7 +15,7 @@ from sanov.comparisons import paired_effect
 from sanov.core import files
 from sanov.data.prompts import Prompts
 from sanov.data.rewards import Rewards
-from sanov.learning.completing import Completed, complete
+from sanov.learning.completing import FEWEST, Completed, complete, interval_over_prompts
 from sanov.learning.history import History
 from sanov.learning.processes import place
 from sanov.learning.rollouts import Rollout, Tokenizer
@@ -24,6 +24,7 @@ from sanov.learning.signals import Signal
 __all__ = ["VALIDATION", "Validation", "results_of", "sentence"]
 
 VALIDATION = "validation.json"
+REWARD, GAIN = "validation_reward", "validation_gain"
 
 
 class Validation:
@@ -80,8 +81,7 @@ class Validation:
         self.last = found
         if self.place is not None and place()[0] == 0:
             files.write_json(self.place, self.means)
-        told = _interval(self.means[done], "validation_reward")
-        return told | {
+        return _told_rewards(found.rewards) | {
             "validation_length": float(found.lengths.mean()),
             "validation_finished": float(found.finished.mean()),
         }
@@ -90,15 +90,24 @@ class Validation:
         """Return the gain in mean reward since before the first update, with the ends of its interval over prompts."""
         if not done or not {0, done} <= self.means.keys() or len(self.means[0]) != len(self.means[done]):
             return {}
-        return _interval(self.means[done] - self.means[0], "validation_gain")
+        change = self.means[done] - self.means[0]
+        change = change[~np.isnan(change)]
+        if len(change) < FEWEST:
+            return {GAIN: float(change.mean())} if len(change) else {}
+        effect = paired_effect(change)
+        return {GAIN: effect.mean, f"{GAIN}_low": effect.low, f"{GAIN}_high": effect.high}
 
 
-def _interval(values: Float64[np.ndarray, " prompts"], name: str) -> dict[str, float]:
-    known = values[~np.isnan(values)]
-    if len(known) < 2:
-        return {name: float(known.mean()) if len(known) else float("nan")}
-    effect = paired_effect(known)
-    return {name: float(known.mean()), f"{name}_low": effect.low, f"{name}_high": effect.high}
+def _told_rewards(rewards: Float64[np.ndarray, "prompts samples"]) -> dict[str, float]:
+    """Return the mean over prompts, and the ends of its interval where there are enough of them."""
+    judged = rewards[~np.isnan(rewards).all(axis=1)]
+    if not len(judged):
+        return {REWARD: float("nan")}
+    mean = float(np.nanmean(judged, axis=1).mean())
+    if len(judged) < FEWEST:
+        return {REWARD: mean}
+    low, high = interval_over_prompts(judged)
+    return {REWARD: mean, f"{REWARD}_low": low, f"{REWARD}_high": high}
 
 
 def results_of(history: History, validation: Validation | None) -> dict[str, float]:
