@@ -357,7 +357,7 @@ def test_a_coefficient_needs_a_teacher(folder, command):
 def test_masks_need_binary_rewards(folder, tmp_path, monkeypatch):
     (tmp_path / "half.py").write_text("def half(prompts, completions, **columns):\n    return [0.5] * len(prompts)\n")
     monkeypatch.chdir(tmp_path)
-    with pytest.raises(InputError, match=r"a reward is 0.5.*Masks need the binary outcome reward"):
+    with pytest.raises(InputError, match=r"a reward \(half\) is 0.5.*Masks need the binary outcome reward"):
         fitted(folder, "rewards=half:half", mask="response")
 
 

@@ -54,6 +54,9 @@ class Kept(Signal):
             tokens=tokens,
             rows={},
             shaped=None,
+            scores=rollouts.scores[rows],
+            ends={token: values[at] for token, values in rollouts.ends.items()},
+            advantages=rollouts.advantages[at],
             **{name: getattr(rollouts, name)[at] for name in named},
         )
 
