@@ -1,0 +1,335 @@
+"""Layers with an update in a random subspace, put in the place of those of any model, and taken out again."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from sanov.core.errors import InputError
+from sanov.systems.nola.factors import Basis, Preset, Space
+
+__all__ = ["Adapted", "Plan", "Update", "adapted", "attach", "detach", "disabled", "kind_of", "matches", "weight_shape"]
+
+Kind = Literal["linear", "transposed", "embedding", "convolution"]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What every adapted layer of a model has in common.
+
+    Parameters
+    ----------
+    rank
+        Of an update.
+    num_basis_a, num_basis_b
+        Bases of each factor: the numbers that are trained.
+    alpha
+        The update is scaled by ``alpha / rank``.
+    preset, law, chunk
+        As in `Space` and `Basis`.
+    share_basis
+        ``none``: each layer has a seed of its own; ``by_shape``: layers of one shape have the same bases.
+    kept
+        Whether bases stay in memory.
+    """
+
+    rank: int = 8
+    num_basis_a: int = 64
+    num_basis_b: int = 64
+    alpha: float = 8.0
+    preset: Preset = "gpt"
+    law: Literal["uniform", "rademacher", "sparse"] = "uniform"
+    chunk: int = 64
+    share_basis: Literal["none", "by_shape"] = "none"
+    kept: bool = False
+
+    def space(self, shape: tuple[int, int], seed: int, pool: dict[Any, Basis]) -> Space:
+        """Return the space of a weight of a shape."""
+        return Space.of(
+            seed,
+            inputs=shape[1],
+            outputs=shape[0],
+            rank=self.rank,
+            num_basis_a=self.num_basis_a,
+            num_basis_b=self.num_basis_b,
+            preset=self.preset,
+            law=self.law,
+            chunk=self.chunk,
+            kept=self.kept,
+            pool=pool,
+        )
+
+
+class Update(nn.Module):
+    """The update of one weight: two vectors of coefficients, and what they stand for.
+
+    Parameters
+    ----------
+    space
+        Where it lies.
+    scaling
+        alpha / rank.
+    """
+
+    def __init__(self, space: Space, scaling: float):
+        super().__init__()
+        self.space, self.scaling = space, scaling
+        alpha, beta = space.start()
+        self.nola_alpha, self.nola_beta = nn.Parameter(alpha), nn.Parameter(beta)
+        self._seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
+
+    def factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Return A [rank, in] and s B [out, rank], as LoRA has them; without gradients they are made once only."""
+        if torch.is_grad_enabled() or torch.compiler.is_compiling():
+            self._seen = None
+            a, b = self.space.factors(self.nola_alpha, self.nola_beta)
+            b = b * self.scaling
+        else:
+            a, b = self._remembered()
+        return (a, b) if dtype is None else (a.to(dtype), b.to(dtype))
+
+    def _remembered(self) -> tuple[Tensor, Tensor]:
+        alpha, beta = self.nola_alpha.detach(), self.nola_beta.detach()
+        if self._seen is None or not (_same(self._seen[0], alpha) and _same(self._seen[1], beta)):
+            a, b = self.space.factors(alpha, beta)
+            self._seen = alpha.clone(), beta.clone(), a, b * self.scaling
+        return self._seen[2:]
+
+    def delta(self) -> Float[Tensor, "out in"]:
+        """Return s B A, in float32 or wider."""
+        a, b = self.factors()
+        return b @ a
+
+
+class Adapted(nn.Module):
+    """A layer and its update, side by side: what the layer gives, and what s B A adds to it.
+
+    Parameters
+    ----------
+    base
+        The layer, whose weights are no longer trained.
+    update
+        The update of its weight.
+    """
+
+    def __init__(self, base: nn.Module, update: Update):
+        super().__init__()
+        self.base, self.update = base, update
+        self.kind = kind_of(base)
+        self.enabled, self.merged = True, False
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the layer's output, with the update unless it is switched off or already in the weight."""
+        out: Tensor = self.base(x)
+        if self.merged or not self.enabled:
+            return out
+        dtype = out.dtype if self.kind == "embedding" else x.dtype
+        a, b = self.update.factors(dtype)
+        if self.kind == "embedding":
+            return out + functional.linear(functional.embedding(x, a.t()), b)
+        if self.kind != "convolution":
+            return out + functional.linear(functional.linear(x, a), b)
+        return out + _convolved(self.base, x, a, b)
+
+    @torch.no_grad()
+    def merge(self) -> None:
+        """Add the update to the layer's weight.
+
+        Raises
+        ------
+        InputError
+            The weight is not of floating-point numbers, or the update is in it already.
+        """
+        if self.merged:
+            raise InputError("the update is in the weight already", where="merge", fix="unmerge it first")
+        self._add(1.0)
+        self.merged = True
+
+    @torch.no_grad()
+    def unmerge(self) -> None:
+        """Take the update out of the layer's weight again.
+
+        Raises
+        ------
+        InputError
+            It is not in there.
+        """
+        if not self.merged:
+            raise InputError("the update is not in the weight", where="unmerge", fix="merge it first")
+        self._add(-1.0)
+        self.merged = False
+
+    def _add(self, sign: float) -> None:
+        weight: Any = self.base.weight
+        if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
+            fix = "de-quantise the layer, or export the adapter to LoRA instead"
+            raise InputError(f"the weight is quantised ({weight.dtype})", where="merge", fix=fix)
+        delta = self.update.delta()
+        delta = delta.t() if self.kind in ("transposed", "embedding") else delta
+        weight.copy_((weight.to(delta.dtype) + sign * delta.reshape(weight.shape)).to(weight.dtype))
+
+
+def _same(old: Tensor, new: Tensor) -> bool:
+    return old.device == new.device and old.dtype == new.dtype and torch.equal(old, new)
+
+
+def _convolved(base: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
+    layer: Any = base
+    rank, rows = len(a), len(b)
+    ones = (1,) * len(layer.kernel_size)
+    convolve = getattr(functional, f"conv{len(layer.kernel_size)}d")
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        x, padding = functional.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+    inner = convolve(x, a.view(rank, -1, *layer.kernel_size), None, layer.stride, padding, layer.dilation)
+    convolved: Tensor = convolve(inner, b.view(rows, rank, *ones))
+    return convolved
+
+
+def kind_of(layer: nn.Module) -> Kind:
+    """Return how a layer's weight is read.
+
+    Raises
+    ------
+    InputError
+        The layer is of another type.
+    """
+    if isinstance(layer, nn.Linear):
+        return "linear"
+    if isinstance(layer, nn.Embedding):
+        return "embedding"
+    if isinstance(layer, nn.Conv1d | nn.Conv2d | nn.Conv3d):
+        if layer.groups == 1:
+            return "convolution"
+        found = f"is a {type(layer).__name__} of {layer.groups} groups"
+    elif type(layer).__name__ == "Conv1D" and hasattr(
+        layer, "nf"
+    ):  # transformers': a linear layer, its weight [in, out]
+        return "transposed"
+    else:
+        found = f"is a {type(layer).__name__}"
+    raise InputError(found, where="target_modules", expected="Linear, Conv1D, Embedding, or a convolution of one group")
+
+
+def weight_shape(layer: nn.Module) -> tuple[int, int]:
+    """Return outputs and inputs of a layer's weight as a matrix."""
+    weight: Any = layer.weight
+    rows, columns = weight.shape[0], weight[0].numel()
+    return (columns, rows) if kind_of(layer) in ("transposed", "embedding") else (rows, columns)
+
+
+def matches(name: str, targets: str | Sequence[str]) -> bool:
+    """Whether a module is meant: by a regular expression for its whole name, or by its name or the end of it."""
+    if isinstance(targets, str):
+        return re.fullmatch(targets, name) is not None
+    return any(name == target or name.endswith(f".{target}") for target in targets)
+
+
+def attach(model: nn.Module, targets: str | Sequence[str], plan: Plan, *, seed: int = 0) -> dict[str, Adapted]:
+    """Freeze a model, and put an update beside each of its layers that are meant.
+
+    Parameters
+    ----------
+    model
+        Any model; it is changed in place.
+    targets
+        Names of layers, or ends of them; or one regular expression for whole names.
+    plan
+        Sizes and scales.
+    seed
+        From which the seed of each layer follows, by its number among the layers.
+
+    Returns
+    -------
+    The adapted layers, by name. Their coefficients are all that is trained.
+
+    Raises
+    ------
+    InputError
+        No layer is meant, with the nearest names; or one of a type that has no such update.
+    """
+    found = [(name, layer) for name, layer in model.named_modules() if name and matches(name, targets)]
+    if not found:
+        raise InputError(f"no layer is named {targets!r}", where="target_modules", fix=_near(model, targets))
+    shapes = [weight_shape(layer) for _, layer in found]
+    order = sorted(set(shapes))
+    model.requires_grad_(False)
+    pool: dict[Any, Basis] = {}
+    layers = {}
+    for number, ((name, layer), shape) in enumerate(zip(found, shapes, strict=True)):
+        own = order.index(shape) if plan.share_basis == "by_shape" else number
+        update = Update(plan.space(shape, layer_seed(seed, own), pool), plan.alpha / plan.rank)
+        layers[name] = Adapted(layer, update.to(layer.weight.device))
+        parent, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(parent), own_name, layers[name])
+    return layers
+
+
+def layer_seed(seed: int, number: int) -> int:
+    """Return the seed of a layer: of 64 bits, and far from those of other layers and of the next seed."""
+    mixed = (seed + 0x9E3779B97F4A7C15 * (number + 1)) % 2**64
+    mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+    mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+    return mixed ^ (mixed >> 31)
+
+
+def adapted(model: nn.Module) -> dict[str, Adapted]:
+    """Return a model's adapted layers, by name."""
+    return {name: layer for name, layer in model.named_modules() if isinstance(layer, Adapted)}
+
+
+def detach(model: nn.Module) -> None:
+    """Put a model's own layers back in their places, as they are: with what was merged, without what was not."""
+    for name, layer in adapted(model).items():
+        parent, _, own_name = name.rpartition(".")
+        setattr(model.get_submodule(parent), own_name, layer.base)
+
+
+@contextmanager
+def disabled(model: nn.Module) -> Iterator[None]:
+    """Switch updates off, and on again afterwards, also where something fails in between.
+
+    Raises
+    ------
+    InputError
+        An update was merged, and can not be switched off.
+    """
+    layers = adapted(model)
+    merged = next((name for name, layer in layers.items() if layer.merged), None)
+    if merged is not None:
+        raise InputError("its update is merged and cannot be switched off", where=merged, fix="unmerge it first")
+    before = {name: layer.enabled for name, layer in layers.items()}
+    try:
+        for layer in layers.values():
+            layer.enabled = False
+        yield
+    finally:
+        for name, layer in layers.items():
+            layer.enabled = before[name]
+
+
+def _near(model: nn.Module, targets: str | Sequence[str]) -> str:
+    names = [name for name, layer in model.named_modules() if name and _fits(layer)]
+    ends = list(dict.fromkeys(name.rpartition(".")[2] for name in names))
+    asked = [targets] if isinstance(targets, str) else list(targets)
+    near = [
+        end for target in asked for end in difflib.get_close_matches(target.rpartition(".")[2], ends, n=5, cutoff=0.3)
+    ]
+    return f"the nearest are: {', '.join((near or ends)[:5])}" if names else "the model has no layer of these types"
+
+
+def _fits(layer: nn.Module) -> bool:
+    try:
+        kind_of(layer)
+    except InputError:
+        return False
+    return True
