@@ -115,15 +115,17 @@ def random_bases(
     for start in range(0, count * blocks, TOGETHER):
         places = torch.arange(start, min(start + TOGETHER, count * blocks), device=device)
         numbers = torch.div(places, blocks, rounding_mode="floor")
-        counter = (
-            places - numbers * blocks,
-            torch.zeros_like(places),
-            numbers + first,
-            torch.full_like(places, stream),
-        )
-        for place, words in enumerate(philox(counter, (seed & WORD, seed >> 32))):
-            values[start : start + len(places), place] = _entries(words, law)
+        for place, entries in enumerate(_blocks(seed, stream, places - numbers * blocks, numbers + first, law)):
+            values[start : start + len(places), place] = entries
     return values.view(count, 4 * blocks)[:, :size].reshape(tuple(shape))
+
+
+def _blocks(
+    seed: int, stream: int, blocks: Int[Tensor, " blocks"], numbers: Int[Tensor, " blocks"], law: Law
+) -> list[Float[Tensor, " blocks"]]:
+    """Return the four entries of each block of each basis."""
+    counter = (blocks, torch.zeros_like(blocks), numbers, torch.full_like(blocks, stream))
+    return [_entries(words, law) for words in philox(counter, (seed & WORD, seed >> 32))]
 
 
 def _entries(words: Int[Tensor, " blocks"], law: Law) -> Float[Tensor, " blocks"]:
@@ -149,13 +151,14 @@ def fingerprint(seed: int, bases: Mapping[int, Sequence[int]], law: Law = "unifo
 
     Notes
     -----
-    Read from the first and the last basis of each stream.
+    Read from the first and the last four entries of the first and the last basis of each stream.
     """
     parts = hashlib.blake2b(
         f"{GENERATOR} {law} {sorted((s, tuple(b)) for s, b in bases.items())}".encode(), digest_size=8
     )
     for stream, (count, *shape) in sorted(bases.items()):
-        for number in sorted({0, count - 1}):
-            values = random_bases(seed, stream, (1, *shape), law=law, first=number).flatten()
-            parts.update(values[:4].numpy().tobytes() + values[-4:].numpy().tobytes())
+        last = -(-math.prod(shape) // 4) - 1
+        blocks = torch.tensor([0, last, 0, last], device="cpu")
+        numbers = torch.tensor([0, 0, count - 1, count - 1], device="cpu")
+        parts.update(torch.stack(_blocks(seed, stream, blocks, numbers, law)).numpy().astype("<f4").tobytes())
     return parts.hexdigest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -17,7 +17,21 @@ from torch.nn import functional
 from sanov.core.errors import InputError
 from sanov.systems.nola.factors import Basis, Preset, Space
 
-__all__ = ["Adapted", "Plan", "Update", "adapted", "attach", "detach", "disabled", "kind_of", "matches", "weight_shape"]
+__all__ = [
+    "Adapted",
+    "Plan",
+    "Update",
+    "adapted",
+    "attach",
+    "attach_seeded",
+    "chosen",
+    "detach",
+    "disabled",
+    "kind_of",
+    "layer_seed",
+    "matches",
+    "weight_shape",
+]
 
 Kind = Literal["linear", "transposed", "embedding", "convolution"]
 
@@ -195,8 +209,15 @@ def _convolved(base: nn.Module, x: Tensor, a: Tensor, b: Tensor) -> Tensor:
     return convolved
 
 
-def kind_of(layer: nn.Module) -> Kind:
+def kind_of(layer: nn.Module, name: str = "") -> Kind:
     """Return how a layer's weight is read.
+
+    Parameters
+    ----------
+    layer
+        Any.
+    name
+        Its name, for the message.
 
     Raises
     ------
@@ -211,13 +232,12 @@ def kind_of(layer: nn.Module) -> Kind:
         if layer.groups == 1:
             return "convolution"
         found = f"is a {type(layer).__name__} of {layer.groups} groups"
-    elif type(layer).__name__ == "Conv1D" and hasattr(
-        layer, "nf"
-    ):  # transformers': a linear layer, its weight [in, out]
+    elif type(layer).__name__ == "Conv1D" and hasattr(layer, "nf"):  # of transformers: its weight is [in, out]
         return "transposed"
     else:
         found = f"is a {type(layer).__name__}"
-    raise InputError(found, where="target_modules", expected="Linear, Conv1D, Embedding, or a convolution of one group")
+    where = f"target_modules, {name}" if name else "target_modules"
+    raise InputError(found, where=where, expected="Linear, Conv1D, Embedding, or a convolution of one group")
 
 
 def weight_shape(layer: nn.Module) -> tuple[int, int]:
@@ -257,17 +277,45 @@ def attach(model: nn.Module, targets: str | Sequence[str], plan: Plan, *, seed: 
     InputError
         No layer is meant, with the nearest names; or one of a type that has no such update.
     """
-    found = [(name, layer) for name, layer in model.named_modules() if name and matches(name, targets)]
+    shapes = {name: weight_shape(layer) for name, layer in chosen(model, targets).items()}
+    order = sorted(set(shapes.values()))
+    own = [
+        order.index(shape) if plan.share_basis == "by_shape" else place for place, shape in enumerate(shapes.values())
+    ]
+    return attach_seeded(model, plan, {name: layer_seed(seed, place) for name, place in zip(shapes, own, strict=True)})
+
+
+def chosen(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Module]:
+    """Return the layers of a model that are meant, by name, in the model's order.
+
+    Raises
+    ------
+    InputError
+        There is none, with the nearest names; or one of a type that has no such update.
+    """
+    found = {name: layer for name, layer in model.named_modules() if name and matches(name, targets)}
     if not found:
         raise InputError(f"no layer is named {targets!r}", where="target_modules", fix=_near(model, targets))
-    shapes = [weight_shape(layer) for _, layer in found]
-    order = sorted(set(shapes))
+    for name, layer in found.items():
+        if isinstance(layer, Adapted):
+            raise InputError("has an adapter already", where=name, fix="detach it first")
+        kind_of(layer, name)
+    return found
+
+
+def attach_seeded(model: nn.Module, plan: Plan, seeds: Mapping[str, int]) -> dict[str, Adapted]:
+    """Freeze a model, and put an update beside each of these layers, its bases from the seed that is told.
+
+    Returns
+    -------
+    As `attach`.
+    """
     model.requires_grad_(False)
     pool: dict[Any, Basis] = {}
     layers = {}
-    for number, ((name, layer), shape) in enumerate(zip(found, shapes, strict=True)):
-        own = order.index(shape) if plan.share_basis == "by_shape" else number
-        update = Update(plan.space(shape, layer_seed(seed, own), pool), plan.alpha / plan.rank)
+    for name, seed in seeds.items():
+        layer: Any = model.get_submodule(name)
+        update = Update(plan.space(weight_shape(layer), seed, pool), plan.alpha / plan.rank)
         layers[name] = Adapted(layer, update.to(layer.weight.device))
         parent, _, own_name = name.rpartition(".")
         setattr(model.get_submodule(parent), own_name, layers[name])
