@@ -24,7 +24,7 @@ from sanov.core.errors import InputError
 from sanov.precision import first_derivative_only, wide_dtype
 from sanov.random_bases import Law, fingerprint, random_bases
 
-__all__ = ["BLOCK", "Basis", "Preset", "Space", "combine"]
+__all__ = ["BLOCK", "Basis", "Preset", "Space", "check_chunk", "combine"]
 
 Preset = Literal["gpt", "readme", "vit"]
 BLOCK = 16  # bases that are summed together: the order of summation is fixed
@@ -66,8 +66,7 @@ class Basis:
     _all: dict[torch.device, Tensor] = field(default_factory=dict, init=False, repr=False)
 
     def __post_init__(self) -> None:
-        if self.chunk < BLOCK or self.chunk % BLOCK:
-            raise InputError(f"is {self.chunk}", where="chunk", expected=f"a multiple of {BLOCK}")
+        check_chunk(self.chunk)
 
     @property
     def size(self) -> int:
@@ -88,6 +87,18 @@ class Basis:
         if self.kept:
             self._all[device] = made
         return made
+
+
+def check_chunk(chunk: int) -> None:
+    """Refuse a number of bases that are made at a time, if sums would depend on it.
+
+    Raises
+    ------
+    InputError
+        It is no multiple of 16.
+    """
+    if chunk < BLOCK or chunk % BLOCK:
+        raise InputError(f"is {chunk}", where="chunk", expected=f"a multiple of {BLOCK}")
 
 
 class _Combination(torch.autograd.Function):

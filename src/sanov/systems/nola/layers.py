@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,9 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from sanov.core.errors import InputError
-from sanov.systems.nola.factors import Basis, Preset, Space
+from sanov.systems.nola.factors import Basis, Preset, Space, check_chunk
+from sanov.systems.nola.quantised import Bits, straight_through
 
 __all__ = [
+    "DESCRIBED",
     "Adapted",
     "Plan",
     "Update",
@@ -34,6 +37,15 @@ __all__ = [
 ]
 
 Kind = Literal["linear", "transposed", "embedding", "convolution"]
+DESCRIBED = {  # what is kept of a plan, under its name in a file
+    "r": "rank",
+    "num_basis_a": "num_basis_a",
+    "num_basis_b": "num_basis_b",
+    "nola_alpha": "alpha",
+    "preset": "preset",
+    "distribution": "law",
+    "share_basis": "share_basis",
+}
 
 
 @dataclass(frozen=True)
@@ -54,6 +66,13 @@ class Plan:
         ``none``: each layer has a seed of its own; ``by_shape``: layers of one shape have the same bases.
     kept
         Whether bases stay in memory.
+    bits
+        In which the coefficients will be stored: below 32, training sees them rounded (straight-through).
+
+    Raises
+    ------
+    InputError
+        A size is out of range.
     """
 
     rank: int = 8
@@ -65,6 +84,19 @@ class Plan:
     chunk: int = 64
     share_basis: Literal["none", "by_shape"] = "none"
     kept: bool = False
+    bits: Bits = 32
+
+    def __post_init__(self) -> None:
+        for name, value in (("rank", self.rank), ("num_basis_a", self.num_basis_a), ("num_basis_b", self.num_basis_b)):
+            if value < 1:
+                raise InputError(f"is {value}", where=name, expected="a whole number >= 1")
+        if not 0 < self.alpha < math.inf:
+            raise InputError(f"is {self.alpha}", where="alpha", expected="a number > 0")
+        check_chunk(self.chunk)
+
+    def described(self) -> dict[str, Any]:
+        """Return what a file says of it."""
+        return {told: getattr(self, own) for told, own in DESCRIBED.items()}
 
     def space(self, shape: tuple[int, int], seed: int, pool: dict[Any, Basis]) -> Space:
         """Return the space of a weight of a shape."""
@@ -92,11 +124,13 @@ class Update(nn.Module):
         Where it lies.
     scaling
         alpha / rank.
+    bits
+        As in `Plan`.
     """
 
-    def __init__(self, space: Space, scaling: float):
+    def __init__(self, space: Space, scaling: float, bits: Bits = 32):
         super().__init__()
-        self.space, self.scaling = space, scaling
+        self.space, self.scaling, self.bits = space, scaling, bits
         alpha, beta = space.start()
         self.nola_alpha, self.nola_beta = nn.Parameter(alpha), nn.Parameter(beta)
         self._seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
@@ -105,8 +139,7 @@ class Update(nn.Module):
         """Return A [rank, in] and s B [out, rank], as LoRA has them; without gradients they are made once only."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._seen = None
-            a, b = self.space.factors(self.nola_alpha, self.nola_beta)
-            b = b * self.scaling
+            a, b = self._made(self.nola_alpha, self.nola_beta)
         else:
             a, b = self._remembered()
         return (a, b) if dtype is None else (a.to(dtype), b.to(dtype))
@@ -114,9 +147,12 @@ class Update(nn.Module):
     def _remembered(self) -> tuple[Tensor, Tensor]:
         alpha, beta = self.nola_alpha.detach(), self.nola_beta.detach()
         if self._seen is None or not (_same(self._seen[0], alpha) and _same(self._seen[1], beta)):
-            a, b = self.space.factors(alpha, beta)
-            self._seen = alpha.clone(), beta.clone(), a, b * self.scaling
+            self._seen = alpha.clone(), beta.clone(), *self._made(alpha, beta)
         return self._seen[2:]
+
+    def _made(self, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = self.space.factors(straight_through(alpha, self.bits), straight_through(beta, self.bits))
+        return a, b * self.scaling
 
     def delta(self) -> Float[Tensor, "out in"]:
         """Return s B A, in float32 or wider."""
@@ -315,7 +351,7 @@ def attach_seeded(model: nn.Module, plan: Plan, seeds: Mapping[str, int]) -> dic
     layers = {}
     for name, seed in seeds.items():
         layer: Any = model.get_submodule(name)
-        update = Update(plan.space(weight_shape(layer), seed, pool), plan.alpha / plan.rank)
+        update = Update(plan.space(weight_shape(layer), seed, pool), plan.alpha / plan.rank, plan.bits)
         layers[name] = Adapted(layer, update.to(layer.weight.device))
         parent, _, own_name = name.rpartition(".")
         setattr(model.get_submodule(parent), own_name, layers[name])

@@ -8,7 +8,7 @@ or float16; in 8 and 4 bits one tensor ``coefficients`` holds them all, layer by
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.random_bases import GENERATOR
-from sanov.systems.nola.layers import Adapted, Plan, adapted, attach_seeded, weight_shape
+from sanov.systems.nola.layers import DESCRIBED, Adapted, Plan, adapted, attach_seeded, weight_shape
 from sanov.systems.nola.quantised import BITS, Bits, dequantised, packed, quantised, unpacked
 
 __all__ = [
@@ -252,23 +252,16 @@ class Adapter:
 
     def config(self, bits: Bits = 32) -> dict[str, Any]:
         """Return what ``adapter_config.json`` holds."""
-        plan = self.plan
         return {
             "peft_type": "NOLA",
             "base_model_name_or_path": self.base,
             "task_type": self.task,
-            "r": plan.rank,
-            "num_basis_a": plan.num_basis_a,
-            "num_basis_b": plan.num_basis_b,
-            "nola_alpha": plan.alpha,
-            "preset": plan.preset,
-            "distribution": plan.law,
-            "share_basis": plan.share_basis,
+            **self.plan.described(),
             "target_modules": self.targets,
             "modules_to_save": list(self.head_modules) or None,
             "generator": GENERATOR,
             "coefficient_bits": bits,
-            "layers": {name: vars(layer) for name, layer in self.layers.items()},
+            "layers": {name: asdict(layer) for name, layer in self.layers.items()},
         }
 
     def save(self, folder: str | Path, bits: Bits = 32) -> None:
@@ -316,15 +309,27 @@ class Adapter:
             for name, weight in tensors.items()
             if name not in ("coefficients", "scales") and not name.endswith((".nola_alpha", ".nola_beta"))
         }
+        return cls.described(tree, plan, layers, coefficients, head)
+
+    @classmethod
+    def described(
+        cls,
+        tree: Mapping[str, Any],
+        plan: Plan,
+        layers: Mapping[str, Layer],
+        coefficients: Coefficients | None = None,
+        head: Mapping[str, Tensor] | None = None,
+    ) -> Adapter:
+        """Return the adapter that a configuration describes, with these coefficients."""
         targets = tree.get("target_modules") or list(layers)
         return cls(
             plan,
             targets if isinstance(targets, str) else tuple(targets),
             layers,
-            coefficients,
+            coefficients or {},
             tree.get("base_model_name_or_path") or "",
             tree.get("task_type"),
-            head,
+            head or {},
             tuple(tree.get("modules_to_save") or ()),
         )
 
@@ -351,15 +356,7 @@ def read_config(tree: Any, where: str) -> tuple[Plan, dict[str, Layer]]:
         fix = f"load it with the release of sanov whose generator is {generator}, and train it anew for this one"
         raise InputError(f"the bases are of the generator {generator}", where=where, expected=GENERATOR, fix=fix)
     try:
-        plan = Plan(
-            tree["r"],
-            tree["num_basis_a"],
-            tree["num_basis_b"],
-            tree["nola_alpha"],
-            tree["preset"],
-            tree["distribution"],
-            share_basis=tree["share_basis"],
-        )
+        plan = Plan(**{own: tree[told] for told, own in DESCRIBED.items()})
         layers = {name: _layer(name, entry) for name, entry in tree["layers"].items()}
     except (KeyError, AttributeError, TypeError) as error:
         raise InputError(f"the configuration lacks or garbles {error}", where=where) from None
