@@ -276,11 +276,12 @@ def kind_of(layer: nn.Module, name: str = "") -> Kind:
     raise InputError(found, where=where, expected="Linear, Conv1D, Embedding, or a convolution of one group")
 
 
-def weight_shape(layer: nn.Module) -> tuple[int, int]:
+def weight_shape(layer: nn.Module, name: str = "") -> tuple[int, int]:
     """Return outputs and inputs of a layer's weight as a matrix."""
+    turned = kind_of(layer, name) in ("transposed", "embedding")
     weight: Any = layer.weight
     rows, columns = weight.shape[0], weight[0].numel()
-    return (columns, rows) if kind_of(layer) in ("transposed", "embedding") else (rows, columns)
+    return (columns, rows) if turned else (rows, columns)
 
 
 def matches(name: str, targets: str | Sequence[str]) -> bool:

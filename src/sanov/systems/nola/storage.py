@@ -89,7 +89,7 @@ class Layer:
         InputError
             Its shape or its weights are others.
         """
-        if (shape := weight_shape(layer)) != self.shape:
+        if (shape := weight_shape(layer, name)) != self.shape:
             found = f"the weight is {shape[0]} x {shape[1]}"
             raise InputError(found, where=name, expected=f"{self.shape[0]} x {self.shape[1]}, as the adapter says")
         weight: Any = layer.weight
