@@ -360,7 +360,12 @@ def attach_seeded(model: nn.Module, plan: Plan, seeds: Mapping[str, int]) -> dic
 
 
 def layer_seed(seed: int, number: int) -> int:
-    """Return the seed of a layer: of 64 bits, and far from those of other layers and of the next seed."""
+    """Return the seed of a layer: of 64 bits, and far from those of other layers and of the next seed.
+
+    Reference
+    ---------
+    steele2014fast.
+    """
     mixed = (seed + 0x9E3779B97F4A7C15 * (number + 1)) % 2**64
     mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
     mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64

@@ -8,14 +8,15 @@ or float16; in 8 and 4 bits one tensor ``coefficients`` holds them all, layer by
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as save_tensors
 from torch import Tensor, nn
 
 from sanov.core import files
@@ -279,11 +280,30 @@ class Adapter:
         InputError
             A coefficient is not finite, or the place cannot be written.
         """
+        contents = self.contents(bits)
+        with files.atomic_folder(folder) as temporary:
+            for name, content in contents.items():
+                (temporary / name).write_bytes(content)
+
+    def contents(self, bits: Bits = 32) -> dict[str, bytes]:
+        """Return the files of the folder by name, as `save` writes them."""
         head = {PREFIX + name: weight.float() if bits == 32 else weight.half() for name, weight in self.head.items()}
         tensors = {**compressed(self.coefficients, bits), **head}
-        with files.atomic_folder(folder) as temporary:
-            save_file(tensors, temporary / WEIGHTS, {"format": "pt"})
-            files.write_json(temporary / CONFIG, self.config(bits))
+        config = files.to_json(self.config(bits), indent=1) + "\n"
+        return {WEIGHTS: save_tensors(tensors, {"format": "pt"}), CONFIG: config.encode()}
+
+    def stored(self, bits: Bits) -> Adapter:
+        """Return the adapter as it will be read again.
+
+        Raises
+        ------
+        InputError
+            A coefficient is not finite.
+        """
+        if bits == 32:
+            return self
+        coefficients = expanded(compressed(self.coefficients, bits), self.layers, self.plan, bits)
+        return replace(self, coefficients=coefficients, head={n: w.half().float() for n, w in self.head.items()})
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:
