@@ -76,10 +76,22 @@ def _reviews(data: str, part: str, seed: int, rows: Mapping[str, int]) -> Texts:
         chosen = table.take(stratified(table.labels, [rows[name] for name in parts], seed)[parts.index(part)])
     else:
         table = text.sst2({"train": "train", "validation": "dev", "test": "test"}[part])
+        table = table.take(_without_copies(part))
         assert table.labels is not None
-        count = min(rows[part], len(table))
-        chosen = table.take(stratified(table.labels, [count], seed)[0])
+        chosen = table.take(stratified(table.labels, [min(rows[part], len(table))], seed)[0])
     return Texts(tuple(map(str, chosen.inputs)), chosen.labels, chosen.classes, name=f"{NAMES[data]}, {part}")
+
+
+def _without_copies(part: str) -> list[int]:
+    """Return the rows of a part of SST-2 whose sentence stands neither above in it nor in a part that judges it."""
+    later = {"train": ("dev", "test"), "validation": ("test",), "test": ()}[part]
+    seen = {sentence for name in later for sentence in text.sst2(name).inputs}
+    kept = []
+    for row, sentence in enumerate(text.sst2({"validation": "dev"}.get(part, part)).inputs):
+        if sentence not in seen:
+            kept.append(row)
+        seen.add(sentence)
+    return kept
 
 
 def _planted(rows: int, seed: Sequence[int]) -> Texts:

@@ -78,6 +78,10 @@ class Basis:
         for start in range(0, self.count, self.count if self.kept else self.chunk):
             yield from torch.split(self._made(start, device), BLOCK)
 
+    def only(self, device: torch.device) -> Float[Tensor, "rows columns"]:
+        """Return the first basis."""
+        return self._made(0, device)[0].view(self.shape)
+
     def _made(self, start: int, device: torch.device) -> Tensor:
         if self.kept and device in self._all:
             return self._all[device]
@@ -231,8 +235,7 @@ class Space:
         """Return A and B, in float32 or wider."""
         a = combine(alpha, self.first) * self._scale(self.first)
         if self.preset != "vit":  # without an offset, zero coefficients would be a stationary point
-            one = torch.ones(1, dtype=a.dtype, device=alpha.device)
-            a = a + combine(one, self.offset) / math.sqrt(self.first.shape[1])
+            a = a + self.offset.only(alpha.device).to(a.dtype) / math.sqrt(self.first.shape[1])
         return a, combine(beta, self.second) * self._scale(self.second)
 
     def _scale(self, basis: Basis) -> float:

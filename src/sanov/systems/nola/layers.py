@@ -168,10 +168,12 @@ class Adapted(nn.Module):
     base
         The layer, whose weights are no longer trained.
     update
-        The update of its weight.
+        The update of its weight: what has ``factors(dtype)``, as `Update` has.
     """
 
-    def __init__(self, base: nn.Module, update: Update):
+    update: Any
+
+    def __init__(self, base: nn.Module, update: nn.Module):
         super().__init__()
         self.base, self.update = base, update
         self.kind = kind_of(base)
