@@ -8,8 +8,8 @@ random tokens, forward, backward and AdamW, float32, one thread. NOLA has rank 8
 - ``recomputed``: the same, made anew in each pass.
 
 Blocks of steps take turns in one process, and a ratio is taken within a turn, of medians over the block's steps without the
-first. Time is that of the processor, which other work on the machine changes little. Memory is the largest resident set of a process of its own that imports the same and makes as many steps. Bytes are
-those of the adapter's file of weights, heads left out.
+first. Time is that of the processor, which other work on the machine changes little. Memory is the largest resident set of a
+process of its own that imports the same and makes as many steps. Bytes are those of the adapter's file of weights.
 
 Run: ``python benchmarks/nola.py [--turns N] [--steps N]``; writes nola.json beside it.
 """

@@ -314,10 +314,7 @@ def _check_budget(claim: Claim, cells: Sequence[Cell]) -> None:
     tune = [cell for cell in cells if cell.stage == "tune"]
     tuned = [cell for cell in cells if cell.stage == "compare" and claim.tuned_by.get(str(cell.key.get("arm"))) != ""]
     trials = {(c.key.get("data"), c.key.get("arm")): sum(claim.reads(c, trial) for trial in tune) for c in tuned}
-    by_data: dict[Any, set[int]] = {}
-    for (data, _), count in trials.items():
-        by_data.setdefault(data, set()).add(count)
-    if any(len(counts) > 1 for counts in by_data.values()):
+    if len({(data, count) for (data, _), count in trials.items()}) > len({data for data, _ in trials}):
         raise ValueError(f"arms differ in their number of tuning trials: {trials}")
 
 

@@ -8,8 +8,9 @@ from sanov.claims import Cell, Record, judge
 from sanov.core.charts import svg
 from sanov.core.errors import InputError
 from sanov.experiments import nola, nola_data
-from sanov.experiments.nola_arms import GRIDS, PEFT, Coordinates, LowRank, adapt, damaged
+from sanov.experiments.nola_arms import GRIDS, PEFT, adapt
 from sanov.experiments.nola_parts import ARMS, figures, parts
+from sanov.systems.nola.controls import Coordinates, LowRank, damaged
 from sanov.systems.nola.layers import adapted, attach, disabled
 from sanov.systems.nola.reading import Texts
 from systems.nola_toy import PLAN, stirred

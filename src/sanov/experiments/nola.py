@@ -101,9 +101,10 @@ def _classifier(
     arm: str, model: Any, tokenizer: Any, heads: Any, train_on: Any, judged_on: Any, seed: int, setting: float,
     settings: Any, part: str,
 ) -> dict[str, Any]:  # fmt: skip
-    from sanov.experiments.nola_arms import adapt, damaged
+    from sanov.experiments.nola_arms import adapt
     from sanov.nets.adaptable import query_and_value
     from sanov.systems.nola import tasks
+    from sanov.systems.nola.controls import damaged
     from sanov.systems.nola.layers import adapted
 
     called = adapt(arm, model, query_and_value(model), heads, seed)

@@ -37,6 +37,7 @@ FEW = 5  # seeds of what is reported alone, and of the language model
 MARGIN, NATS = 1.0, 0.02  # points of accuracy and nats a token that NOLA may be worse
 CHANCE = (45.0, 55.0)  # per cent, of two classes equally often
 FAR = 100.0
+POINTS, NATS_A_TOKEN = "percentage points", "nats a token"
 
 
 def _spoilt(how: str, labelled: Sequence[str]) -> Effect:
@@ -87,15 +88,18 @@ def parts(labelled: Sequence[str], language: Sequence[str]) -> list[Part]:
     labelled, language
         Data sets: values are means over them.
     """
-    points, nats = "percentage points", "nats a token"
-    found = [
+    return [*_deciding(labelled, language), *_reported(labelled, language)]
+
+
+def _deciding(labelled: Sequence[str], language: Sequence[str]) -> list[Part]:
+    return [
         Part(
             "NOLA - LoRA r = 1",
             "With one sixth of the parameters NOLA is at most one point less accurate, on the mean over the data sets.",
             difference("nola", "lora1", labelled),
             "not_below",
             -MARGIN,
-            unit=points,
+            unit=POINTS,
             sanity=_uninformative(labelled),
         ),
         Part(
@@ -103,13 +107,13 @@ def parts(labelled: Sequence[str], language: Sequence[str]) -> list[Part]:
             "The test is sensitive: LoRA is more accurate than a probe. Where it is not, the first part is inconclusive.",
             difference("lora1", "probe", labelled),
             required=False,
-            unit=points,
+            unit=POINTS,
         ),
         Part(
             "NOLA - control: coordinates",
             "Dense random bases matter: as many numbers that are single entries of A and B do less.",
             difference("nola", "coordinates", labelled),
-            unit=points,
+            unit=POINTS,
             sanity=_uninformative(labelled),
         ),
         Part(
@@ -118,7 +122,7 @@ def parts(labelled: Sequence[str], language: Sequence[str]) -> list[Part]:
             _spoilt("wrong_seed", labelled),
             "within",
             (-FAR, MARGIN),
-            unit=points,
+            unit=POINTS,
         ),
         Part(
             "control: shuffled labels",
@@ -134,26 +138,35 @@ def parts(labelled: Sequence[str], language: Sequence[str]) -> list[Part]:
             difference("nola", "lora1", language, "token_loss"),
             "within",
             (-FAR, NATS),
-            unit=nats,
+            unit=NATS_A_TOKEN,
             sanity=_seeds(language),
             over="seed of five",
         ),
     ]
+
+
+def _reported(labelled: Sequence[str], language: Sequence[str]) -> list[Part]:
+    found = []
     for how in ("permuted", "random_update"):
         name = f"control: {how.replace('_', ' ')} - linear probe"
-        found.append(Part(name, f"{name}.", _spoilt(how, labelled), "reported", required=False, unit=points))
+        found.append(Part(name, f"{name}.", _spoilt(how, labelled), "reported", required=False, unit=POINTS))
     for arm in [name for name in ARMS if name not in ("nola", "lora1", "probe", "coordinates", "shuffled")]:
         name = f"NOLA - {ARMS[arm]}"
         effect = difference("nola", arm, labelled)
-        found.append(Part(name, f"{name}: test accuracy.", effect, "reported", required=False, unit=points))
+        found.append(Part(name, f"{name}: test accuracy.", effect, "reported", required=False, unit=POINTS))
     for data in ("rotten", "sst2"):
         name = f"NOLA - LoRA r = 1, {NAMES[data]}"
         effect = difference("nola", "lora1", (data,))
-        found.append(Part(name, f"{name}.", effect, "reported", required=False, unit=points))
+        found.append(Part(name, f"{name}.", effect, "reported", required=False, unit=POINTS))
     effect = difference("nola", "lora4", language, "token_loss")
     found.append(
         Part(
-            "NOLA - LoRA r = 4, language", "The same against LoRA r = 4.", effect, "reported", required=False, unit=nats
+            "NOLA - LoRA r = 4, language",
+            "The same against LoRA r = 4.",
+            effect,
+            "reported",
+            required=False,
+            unit=NATS_A_TOKEN,
         )
     )
     return found
