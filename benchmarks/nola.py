@@ -159,10 +159,12 @@ def main() -> None:
     if options.one:
         print(json.dumps(one(options.one, options.steps, options.tiny)))
         return
+    # Memory first: a process begins with the peak of the one that started it, which must be small.
+    peaks = {name: peak(name, options.steps, options.tiny) for name in (PEER, *OURS)}
     steps = times(options.turns, options.steps, options.tiny)
     for name, found in steps.items():
-        found["megabytes"] = round(peak(name, options.steps, options.tiny), 1)
-        found["memory_ratio"] = round(found["megabytes"] / steps[PEER]["megabytes"], 4)
+        found["megabytes"] = round(peaks[name], 1)
+        found["memory_ratio"] = round(peaks[name] / peaks[PEER], 4)
     result = {
         "step": steps,
         "files": sizes(options.tiny),

@@ -88,6 +88,21 @@ def test_a_folder_gives_the_same_predictions(place, classifier):
     assert first.values["log_loss"] == pytest.approx(-right.mean())
 
 
+def test_a_classifier_keeps_its_head_and_gets_another_for_other_classes(place, tmp_path):
+    tiny_bert.save(tmp_path / "bert")
+    one = {"training.epochs": "1", "validation_share": "0", "model": str(tmp_path / "bert")}
+    same = fitted(place, out=tmp_path / "same", **one)
+    assert same.adapter.head_numbers == 0
+    rows = pl.read_csv(place / "texts.csv").with_columns(label=pl.Series(["a", "b", "c"] * 16))
+    rows.write_csv(place / "three.csv")
+    other = fitted(place, "three.csv", out=tmp_path / "other", **one)
+    assert other.adapter.head_numbers == 16 * 3 + 3
+    ids = torch.tensor([[2, 5, 7, 3]])
+    for found, folder in ((same, "same"), (other, "other")):
+        again = nola.Fitted.load(tmp_path / folder)
+        assert torch.equal(again.base.model(input_ids=ids).logits, found.base.model(input_ids=ids).logits)
+
+
 @pytest.mark.parametrize("bits", ["16", "8", "4"])
 def test_what_is_stored_in_fewer_bits_is_what_was_fitted(bits, place, tmp_path):
     more = {"coefficient_bits": bits, "straight_through": "true", "training.epochs": "1"}

@@ -121,7 +121,6 @@ class Config(Options):
     target_modules: tuple[str, ...] = option(
         (), "Ends of the names of the layers to adapt; none for query and value projections.", source="released code"
     )
-    head: bool = option(True, "fit: train a head that the model lacks.", source="released code: ViT")
     max_length: int = option(128, "Tokens after which a text is cut.", source="choice", unit="tokens", ge=2)
     coefficient_bits: Bits = option(32, "In which coefficients are stored.", source="choice")
     straight_through: bool = option(
@@ -208,7 +207,7 @@ def fit(
     train_on, held_out = data.divided(config.validation_share, seed)
     options = config.model_dump(mode="json")
     fitting.begin(folder, data, options, seed, resume)
-    heads, history = fitting.run(
+    history = fitting.run(
         train_on,
         base,
         targets,
@@ -216,13 +215,12 @@ def fit(
         config.training,
         basis_seed=config.adapter.seed,
         max_length=config.max_length,
-        head=config.head,
         held_out=held_out,
         seed=seed,
         out=None if folder is None else folder / fitting.CHECKPOINTS,
         resume=resume,
     )
-    adapter = fitting.adapter_of(base, plan, targets, data.classes, heads)
+    adapter = fitting.adapter_of(base, plan, targets, data.classes)
     results = {
         "texts": len(train_on),
         "coefficients": adapter.numbers,

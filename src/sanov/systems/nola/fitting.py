@@ -28,7 +28,7 @@ from sanov.systems.nola.layers import Adapted, Plan, attach, chosen, weight_shap
 from sanov.systems.nola.reading import Texts
 from sanov.systems.nola.storage import Adapter
 
-__all__ = ["CHECKPOINTS", "base_of", "begin", "check_plan", "check_start", "kept_bases", "run", "written"]
+__all__ = ["CHECKPOINTS", "adapter_of", "base_of", "begin", "check_plan", "check_start", "kept_bases", "run", "written"]
 
 CHECKPOINTS, RUN = "checkpoints", "run.json"
 KEPT_BYTES = 2**28  # bases of a model that stay in memory where nothing else is said
@@ -76,7 +76,7 @@ def check_plan(model: nn.Module, targets: str | tuple[str, ...], plan: Plan, tra
         dimensions = plan.rank * (inputs if name == "a" else outputs)
         if count > dimensions:
             told = f"r*{'in' if name == 'a' else 'out'} = {dimensions}"
-            text = f"num_basis_{name} = {count}: more bases than dimensions: no gain over LoRA ({told})"
+            text = f"num_basis_{name} = {count}: more bases than dimensions: no gain over LoRA ({told}); take fewer"
             warnings.warn(text, SanovWarning, stacklevel=4)
     if plan.preset == "readme" and training.learning_rate > README_RATE:
         times = f"{plan.num_basis_b**0.5:.3g}"
@@ -141,12 +141,11 @@ def run(
     *,
     basis_seed: int,
     max_length: int,
-    head: bool = True,
     held_out: Texts | None = None,
     seed: int = 0,
     out: Path | None = None,
     resume: bool = False,
-) -> tuple[tuple[str, ...], History]:
+) -> History:
     """Attach an adapter to a model, and train it in place with what was never trained before.
 
     Parameters
@@ -161,18 +160,12 @@ def run(
         Of the bases.
     max_length
         Tokens after which a text is cut.
-    head
-        Whether modules that the folder does not hold are trained; otherwise they stay as the seed made them.
     held_out
         Rows to evaluate on.
     seed
         Of the order of rows and of dropout.
     out, resume
         Folder of the checkpoints, and whether to go on from the newest.
-
-    Returns
-    -------
-    The modules that were trained besides, and the history.
 
     Raises
     ------
@@ -181,8 +174,7 @@ def run(
     """
     check_plan(base.model, targets, plan, training)
     check_start(attach(base.model, targets, plan, seed=basis_seed))
-    heads = base.fresh if head else ()
-    for name in heads:
+    for name in base.fresh:
         base.model.get_submodule(name).requires_grad_(True)
     pad = base.tokenizer.pad_token_id
     labels, starts, model = data.labels, None, base.model
@@ -210,7 +202,7 @@ def run(
         trackers=training.trackers,
     )
     base.model.eval()
-    return heads, history
+    return history
 
 
 def _judge(held_out: Texts, base: Base, limit: int) -> Any:
@@ -251,7 +243,7 @@ def written(fitted: Fitted, folder: Path | None) -> Fitted:
     return found
 
 
-def adapter_of(base: Base, plan: Plan, targets: str | tuple[str, ...], classes: tuple[str, ...], heads: Any) -> Adapter:
-    """Take the adapter out of a trained model."""
+def adapter_of(base: Base, plan: Plan, targets: str | tuple[str, ...], classes: tuple[str, ...]) -> Adapter:
+    """Take the adapter out of a trained model, with what the base model's folder does not hold."""
     task = "SEQ_CLS" if classes else "CAUSAL_LM"
-    return Adapter.of(base.model, plan, targets, base=base.folder, task=task, head_modules=heads)
+    return Adapter.of(base.model, plan, targets, base=base.folder, task=task, head_modules=base.fresh)
