@@ -221,6 +221,22 @@ def test_from_the_command_line(place, command, tmp_path):
     assert not (tmp_path / "no").exists()
 
 
+def test_rows_without_a_label_are_left_out(place):
+    some = nola.Texts(("good film", "bad film", "very good", "a"), np.array([1, 0, 1, -1]), ("neg", "pos"))
+    found = nola.fit(some, config(place, validation_share="0", **{"training.epochs": "1"}))
+    assert found.results["texts"] == 3
+    answer = nola.apply(some, config(place), fitted=found)
+    assert answer.tables["Texts"]["label"].to_list() == ["pos", "neg", "pos", None]
+    assert "3 labelled texts" in answer.sentence
+
+
+def test_embedded_texts_are_on_one_side_only():
+    first, second = (nola.read([f"embedded:reviews{end}"], nola.Config()) for end in ("", "-new"))
+    assert len(first) == len(second) == 2048
+    assert not set(first.texts) & set(second.texts)
+    assert abs(first.labels.mean() - 0.5) < 0.01
+
+
 # -- negative control -------------------------------------------------------------------------------------------------
 
 

@@ -178,7 +178,7 @@ def _language(
 
     called = adapt(arm, model, query_and_value(model), (), seed)
     trained = _trained(called, train_on, tokenizer, seed, setting, settings)
-    tokens, starts = tasks.language_tokens(judged_on, tokenizer, settings["max_length"])
+    tokens, starts = tasks.language_tokens(judged_on, tokenizer, settings["language_length"])
     sums, counts = tasks.token_losses(model.eval(), tokens, starts, tokenizer.pad_token_id)
     loss = float(sums.sum() / counts.sum())
     if part == "validation":
@@ -199,7 +199,7 @@ def _written(model: Any, tokenizer: Any, judged_on: Any, settings: Any) -> dict[
     detach(model)
     prompts = list(dict.fromkeys(judged_on.prompts))[: settings["written"]]
     heads = [tokenizer(prompt)["input_ids"] for prompt in prompts]
-    limit = settings["max_length"] // 2
+    limit = settings["language_length"] // 2
     uniforms = torch.full((len(heads), limit), 0.5, dtype=torch.float64)
     out = sample(
         model, heads, limit=limit, eos=tokenizer.eos_token_id, pad=tokenizer.pad_token_id, temperature=0.0, uniforms=uniforms
@@ -225,7 +225,7 @@ def _trained(model: Any, texts: Any, tokenizer: Any, seed: int, rate: float, set
 
     labels, starts = texts.labels, None
     if labels is None:
-        tokens, starts = tasks.language_tokens(texts, tokenizer, settings["max_length"])
+        tokens, starts = tasks.language_tokens(texts, tokenizer, settings["language_length"])
     else:
         tokens = tasks.text_tokens(texts, tokenizer, settings["max_length"])
     size = settings["batch_size"] if labels is not None else settings["language_batch_size"]
@@ -254,7 +254,7 @@ SMOKE = {
         "planted": {"train": 64, "validation": 32, "test": 64},
         "pairs": {"train": 8, "validation": 6, "test": 6},
     },
-    "trials": (1, 1), "epochs": 2, "batch_size": 16, "language_batch_size": 4, "max_length": 16, "written": 2, "width": 16,
+    "trials": (1, 1), "epochs": 2, "batch_size": 16, "language_batch_size": 4, "max_length": 16, "language_length": 16, "written": 2, "width": 16,
 }  # fmt: skip
 PAPER = {
     "rows": {
@@ -262,7 +262,7 @@ PAPER = {
         "sst2": {"train": 2048, "validation": 872, "test": 1821},
         "e2e": {"train": 400, "validation": 60, "test": 200, "references": 2},
     },
-    "trials": (5, 3), "epochs": 3, "batch_size": 32, "language_batch_size": 8, "max_length": 48, "written": 50,
+    "trials": (5, 3), "epochs": 3, "batch_size": 32, "language_batch_size": 8, "max_length": 48, "language_length": 160, "written": 50,
 }  # fmt: skip
 
 CLAIM = Claim(

@@ -198,7 +198,7 @@ def fit(
     """
     if data is None:
         raise InputError("no data were given", where="nola", expected="one table of texts")
-    folder = None if out is None else Path(out)
+    folder, data = None if out is None else Path(out), data.labelled()
     base = fitting.base_of(data, config.model, seed)
     targets, plan = config.target_modules or query_and_value(base.model), config.plan()
     size = fitting.kept_bases(base.model, targets, plan)

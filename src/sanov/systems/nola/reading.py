@@ -77,6 +77,10 @@ class Texts:
             self.name,
         )
 
+    def labelled(self) -> Texts:
+        """Return the rows that have a label; all of them where labels are not what is learned."""
+        return self if self.labels is None or (self.labels >= 0).all() else self.take(np.flatnonzero(self.labels >= 0))
+
     def aligned(self, classes: Sequence[str]) -> Texts:
         """Return the texts with labels that are indices of other names.
 
