@@ -116,7 +116,7 @@ def test_what_is_stored_in_fewer_bits_is_what_was_fitted(bits, place, tmp_path):
 
 @pytest.mark.parametrize(("data", "model"), [("texts.csv", "bert"), ("pairs.csv", "llama")])
 def test_a_run_that_was_stopped_goes_on_bit_for_bit(data, model, place, tmp_path, monkeypatch):
-    more = {"training.checkpoint_every": "2", "validation_share": "0.2"}
+    more = {"training.checkpoint_every": "2", "validation_share": "0.2", "training.epochs": "2"}
     whole = fitted(place, data, model, out=tmp_path / "whole", **more)
     real, calls = tasks.loss_of, []
 
@@ -255,7 +255,7 @@ def test_other_bases_or_shuffled_coefficients_lose_what_was_learned(place):
     model = net()
     attach(model, ["0", "2"], plan, seed=1)
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=0.05, weight_decay=0)
-    for _ in range(150):
+    for _ in range(100):
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(model(x), y).backward()
         optimizer.step()

@@ -212,11 +212,9 @@ def test_a_bank_gives_each_adapter_as_its_own_folder_does(bits, tmp_path):
         assert torch.equal(model(tokens()), other(tokens()))
     sizes = [(tmp_path / "bank.safetensors").stat().st_size, (tmp_path / "m0" / WEIGHTS).stat().st_size]
     rows = {32: 4 * 48, 16: 2 * 48, 8: 48 + 24, 4: 24 + 24}[bits] + 18 * (4 if bits == 32 else 2)
-    Bank.of({f"a{i}": next(iter(adapters.values())) for i in range(105)}, bits=bits).save(
-        tmp_path / "large.safetensors"
-    )
+    Bank.of({f"a{i}": next(iter(adapters.values())) for i in range(25)}, bits=bits).save(tmp_path / "large.safetensors")
     grown = (tmp_path / "large.safetensors").stat().st_size - sizes[0]
-    assert 100 * rows <= grown <= 100 * rows + 2500  # and the names
+    assert 20 * rows <= grown <= 20 * rows + 500  # and the names
 
 
 def test_mean_and_difference_are_exact_in_each_factor():

@@ -254,7 +254,8 @@ SMOKE = {
         "planted": {"train": 64, "validation": 32, "test": 64},
         "pairs": {"train": 8, "validation": 6, "test": 6},
     },
-    "trials": (1, 1), "epochs": 2, "batch_size": 16, "language_batch_size": 4, "max_length": 16, "language_length": 16, "written": 2, "width": 16,
+    "trials": (1, 1), "epochs": 2, "batch_size": 16, "language_batch_size": 4, "max_length": 16, "language_length": 16,
+    "written": 2, "width": 16,
 }  # fmt: skip
 PAPER = {
     "rows": {
@@ -262,7 +263,8 @@ PAPER = {
         "sst2": {"train": 2048, "validation": 872, "test": 1821},
         "e2e": {"train": 400, "validation": 60, "test": 200, "references": 2},
     },
-    "trials": (5, 3), "epochs": 3, "batch_size": 32, "language_batch_size": 8, "max_length": 48, "language_length": 160, "written": 50,
+    "trials": (5, 3), "epochs": 3, "batch_size": 32, "language_batch_size": 8, "max_length": 48, "language_length": 160,
+    "written": 50,
 }  # fmt: skip
 
 CLAIM = Claim(
