@@ -5,7 +5,7 @@ from torch import nn
 
 from sanov.systems.nola.layers import Plan, attach
 
-PLAN = Plan(rank=3, num_basis_a=9, num_basis_b=7, alpha=3.0)
+PLAN = Plan(rank=3, num_basis_a=9, num_basis_b=7, alpha=6.0)
 LAYERS = ("0", "1", "3")
 
 

@@ -204,6 +204,8 @@ def test_written_forms_agree(place, classifier, tmp_path):
     same = (tmp_path / "out" / "adapter" / "adapter_model.safetensors").read_bytes()
     assert same == (folder / "adapter_model.safetensors").read_bytes()
     assert answer.tables["Files"]["bytes"].min() > 0
+    handed_on = nola.Fitted.load(tmp_path / "out" / "adapter")
+    assert torch.equal(handed_on.base.model(input_ids=ids).logits, expected)
 
 
 def test_from_the_command_line(place, command, tmp_path):

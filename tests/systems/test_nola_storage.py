@@ -200,6 +200,8 @@ def test_exports_of_other_layers_are_those_of_peft(tmp_path):
 @pytest.mark.parametrize("bits", [32, 16, 8, 4])
 def test_a_bank_gives_each_adapter_as_its_own_folder_does(bits, tmp_path):
     models = {f"m{number}": adapted_toy(stir=number) for number in range(5)}
+    for number, model in enumerate(models.values()):
+        model[4].bias.data.add_(number)
     adapters = {name: taken(model, head_modules=["4"]) for name, model in models.items()}
     Bank.of(adapters, bits=bits).save(tmp_path / "bank.safetensors")
     bank, model = Bank.load(tmp_path / "bank.safetensors"), adapted_toy(stir=9)

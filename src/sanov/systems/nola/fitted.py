@@ -104,13 +104,18 @@ class Fitted:
         """
         folder = Path(folder)
         (folder / SEAL).unlink(missing_ok=True)
-        for name, content in self.adapter.contents(self.bits).items():
-            files.write_bytes(folder / name, content)
         buffer = io.BytesIO()
         self.history.write_csv(buffer)
         files.write_bytes(folder / HISTORY, buffer.getvalue())
-        files.write_json(folder / SEEN, sorted(self.seen))
-        files.write_json(folder / SEAL, {**self.to_dict(), "weights": files.digest(folder / WEIGHTS)})
+        for name, content in self.contents().items():
+            files.write_bytes(folder / name, content)
+
+    def contents(self) -> dict[str, bytes]:
+        """Return the files that make up the adapter, by name: the seal is the last."""
+        found = self.adapter.contents(self.bits)
+        about = {**self.to_dict(), "weights": files.digest(found[WEIGHTS])}
+        seen, seal = (files.to_json(tree, indent=1).encode() + b"\n" for tree in (sorted(self.seen), about))
+        return {**found, SEEN: seen, SEAL: seal}
 
     @classmethod
     def load(cls, folder: str | Path, *, model: str | Path = "") -> Fitted:

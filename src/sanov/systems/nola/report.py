@@ -135,8 +135,7 @@ def files_of(fitted: Fitted, kinds: Sequence[str], others: Sequence[str]) -> tup
     writers: Writers = {}
     for kind in kinds:
         if kind == "adapter":
-            contents = fitted.adapter.contents(fitted.bits)
-            writers |= {f"adapter/{name}": _writer(content) for name, content in contents.items()}
+            writers |= {f"adapter/{name}": _writer(content) for name, content in fitted.contents().items()}
         elif kind == "bank":
             writers["bank.safetensors"] = _bank(fitted, others).save
         else:
