@@ -205,3 +205,25 @@ def subclass_targets_by_hand(logits, coordinates, temperature, subclass_temperat
             weights = [math.exp(z / subclass_temperature) for z in coordinates[i][c]]
             targets[i, c] = [p[c] / sum(p) * w / sum(weights) for w in weights]
     return targets
+
+
+# -- random bases, a word at a time ------------------------------------------------------------------------------------
+
+
+def philox_by_integers(counter, key, rounds=10):
+    """Four words of Philox4x32, in whole numbers of any length."""
+    c, k = list(counter), list(key)
+    for _ in range(rounds):
+        first, second = c[0] * 0xD2511F53, c[2] * 0xCD9E8D57
+        c = [(second >> 32) ^ c[1] ^ k[0], second % 2**32, (first >> 32) ^ c[3] ^ k[1], first % 2**32]
+        k = [(k[0] + 0x9E3779B9) % 2**32, (k[1] + 0xBB67AE85) % 2**32]
+    return c
+
+
+def basis_by_integers(seed, stream, number, size):
+    """One basis, element after element."""
+    words = [
+        philox_by_integers((element // 4, 0, number, stream), (seed % 2**32, seed >> 32))[element % 4]
+        for element in range(size)
+    ]
+    return np.array([(word >> 8) / 2**23 - 1 for word in words])

@@ -38,6 +38,7 @@ RUNS = {
     "laser": ["--turns 1 --steps 1 --sizes tiny --imitation 40"],
     "lelp": ["--turns 2"],
     "linear_heads": ["--turns 2"],
+    "nola": ["--turns 1 --steps 1 --tiny", "--one own --steps 1 --tiny"],
     "pn": ["--one scale 500 simple", "--one pairs 200 2", "--one statsmodels 500 2"],
     "sinkd": ["--turns 2"],
     "teachers": [f"--only {name} --rows 20 --teacher bert --seed 0" for name in ("sanov", "'plain loop'")],
@@ -67,6 +68,8 @@ def arranged(name, module, folder, monkeypatch):
         monkeypatch.setattr(module.resource, "getrusage", lambda who: SimpleNamespace(ru_maxrss=next(peaks)))
     if name == "kdrl":
         monkeypatch.setattr(module, "memory", lambda folder, contestant, steps: 1.0)
+    if name == "nola":
+        monkeypatch.setattr(module, "peak", lambda name, steps, tiny: 1.0)
     if name == "lelp":
         monkeypatch.setattr(module, "peak", lambda work, rows, width: 0)
     if name == "teachers":

@@ -435,3 +435,17 @@ def _pn():
     from sanov.experiments import pn
 
     return pn.CLAIM
+
+
+def test_data_sets_may_differ_in_their_number_of_trials():
+    def of(data, trials):
+        tune = [
+            Cell("tune", {"data": data, "arm": arm, "trial": trial})
+            for arm in ("ours", "theirs")
+            for trial in range(trials)
+        ]
+        return [*tune, *(Cell("compare", {"data": data, "arm": arm, "seed": 0}) for arm in ("ours", "theirs"))]
+
+    claims._check_budget(make_claim(), [*of("few", 1), *of("many", 3)])
+    with pytest.raises(ValueError, match="tuning trials"):
+        claims._check_budget(make_claim(), [*of("few", 1), *of("many", 3)[1:]])

@@ -91,6 +91,8 @@ def users_folder(tmp_path_factory):
         pl.DataFrame({"id": range(rows), "prediction": said}).write_csv(folder / f"{name}.csv")
     pl.DataFrame({"id": range(rows), "label": labels}).write_csv(folder / "labels.csv")
     study_of_pairs().write_csv(folder / "scores.csv")
+    texts = ["a good film", "a very bad film", "good film", "very bad"] * 6
+    pl.DataFrame({"text": texts, "label": ["pos", "neg"] * 12}).write_csv(folder / "reviews.csv")
     tiny_bert.save(folder / "bert")
     tiny_bert.save(folder / "small-bert")
     return folder

@@ -310,11 +310,11 @@ def reproduce(
 
 
 def _check_budget(claim: Claim, cells: Sequence[Cell]) -> None:
-    """Every arm that is compared and tuned has the same number of trials."""
+    """Every arm that is compared and tuned on a data set has the same number of trials."""
     tune = [cell for cell in cells if cell.stage == "tune"]
     tuned = [cell for cell in cells if cell.stage == "compare" and claim.tuned_by.get(str(cell.key.get("arm"))) != ""]
     trials = {(c.key.get("data"), c.key.get("arm")): sum(claim.reads(c, trial) for trial in tune) for c in tuned}
-    if len(set(trials.values())) > 1:
+    if len({(data, count) for (data, _), count in trials.items()}) > len({data for data, _ in trials}):
         raise ValueError(f"arms differ in their number of tuning trials: {trials}")
 
 

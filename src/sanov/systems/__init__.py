@@ -73,6 +73,18 @@ SYSTEMS: tuple[Row, ...] = (
         module="sanov.systems.lelp",
     ),
     Row(
+        name="nola",
+        title="low-rank adapters from random bases",
+        paper="koohpayegani2024nola",
+        model="coefficients of an adapter",
+        reference="the data, near the pretrained weights",
+        divergence="forward KL in a random subspace",
+        question="Can I store a thousand fine-tunes in the space of one?",
+        fits="yes",
+        extras="torch",
+        module="sanov.systems.nola",
+    ),
+    Row(
         name="pn",
         title="the p-n criterion",
         paper="sheena2021pn",
