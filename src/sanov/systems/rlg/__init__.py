@@ -1,0 +1,1 @@
+"""Reinforcement learning guidance: mix a generator with its tuned version while it samples, by one number w."""
