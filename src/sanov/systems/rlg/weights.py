@@ -199,7 +199,8 @@ def check_weight(weight: Any, rows: int | None = None, *, sigma: float | None = 
         It is not finite, or there is not one a row.
     """
     at = "" if sigma is None else f" at sigma {sigma:.4g}"
-    found = torch.as_tensor(weight, dtype=None if isinstance(weight, Tensor) else torch.float64)
+    own = isinstance(weight, Tensor) and weight.is_floating_point()
+    found = torch.as_tensor(weight, dtype=None if own else torch.float64)
     if not torch.isfinite(found).all():
         value = weight if found.ndim == 0 else found[~torch.isfinite(found)][0].item()
         raise InputError(f"the weight is {value}{at}", where="w", expected="finite numbers, of any sign and size")
