@@ -10,7 +10,7 @@ from typing import Any
 
 import polars as pl
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from safetensors import SafetensorError
 from safetensors.torch import load as load_tensors
 from safetensors.torch import save as save_tensors
@@ -289,8 +289,3 @@ def _classifier(path: Path, shape: DenoiserShape, classes: int) -> nn.Module | N
 
 def _history(path: Path) -> pl.DataFrame:
     return pl.read_csv(path) if path.is_file() and path.stat().st_size > 1 else pl.DataFrame()
-
-
-def pixels(images: Float[Tensor, "rows channels height width"]) -> Any:
-    """Return images as bytes [rows, height, width, channels], 0 for black."""
-    return ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()

@@ -64,8 +64,9 @@ def fit(images: Images, config: Any, *, seed: int, out: Path | None, resume: boo
     if config.tune.method == "analytic":
         reference, policy = _mixtures(images, config.tune.bandwidth, beta)
     else:
-        kind = (shape, images, seed)
-        reference = given.reference if given else train_reference(*kind, config.base, out=places["reference"], **how)
+        reference = (
+            given.reference if given else train_reference(shape, images, config.base, out=places["reference"], **how)
+        )
         policy, history = tune_policy(
             reference, shape, images, reward, rewards, beta, config.tune, out=places["policy"], **how
         )
@@ -99,19 +100,26 @@ def shape_for(images: Images, base: Base) -> DenoiserShape:
 
 
 def train_reference(
-    shape: DenoiserShape, images: Images, seed: int, base: Base, *, out: Path | None = None, **how: Any
+    shape: DenoiserShape, images: Images, base: Base, *, seed: int, out: Path | None = None, **how: Any
 ) -> nn.Module:
     """Train a reference on images.
 
     Parameters
     ----------
-    shape, images, seed, base
+    shape, images, base
         What it looks like, what it learns, and how.
+    seed
+        Of weights, order and noise.
     out, how
         As in `training.run`.
     """
     model = network(shape, seed=seed)
-    training.run(_matching(shape, images, None, base.batch_size, base, seed), model, out=out, **{"seed": seed, **how})
+    training.run(
+        _matching(shape, images, None, base.batch_size, base, seed),
+        model,
+        out=out,
+        **{"seed": seed, "resume": False, "checkpoint_every": 0, **how},
+    )
     return model.eval().requires_grad_(False)
 
 

@@ -1,8 +1,8 @@
 """A guard that needs no scorer: four plain measures of an image, and the w from which they leave those of w = 0.
 
 A hacked reward is paid for in how images look: edges, colours, brightness, darkness. A measure is followed over w on the same
-noise, in standard deviations of single images at w = 0; it has left its band where the mean shift, with its 95 % interval, lies
-beyond the band.
+noise, in standard deviations of single images at w = 0; it has left its band where the mean shift, with its 95 % interval,
+lies beyond the band.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def measures(images: Float[Tensor, "rows channels height width"]) -> dict[str, F
     Returns
     -------
     ``edge_density``: share of neighbours that differ by more than a quarter of the range. ``colour_entropy``: of the
-    histogram of 16 levels, a mean over channels, in nats. ``brightness``: mean in [0, 1]. ``dark_share``: share of pixels below
-    a fifth.
+    histogram of 16 levels, a mean over channels, in nats. ``brightness``: mean in [0, 1]. ``dark_share``: share of pixels
+    below a fifth.
     """
     x = (images.clamp(-1, 1) + 1) / 2
     across, down = (x.diff(dim=-1).abs() > EDGE).flatten(1), (x.diff(dim=-2).abs() > EDGE).flatten(1)
