@@ -43,7 +43,7 @@ from sanov.core.errors import InputError
 from sanov.core.options import Options, option
 from sanov.systems.rlg import fitting, report
 from sanov.systems.rlg.calibration import Run
-from sanov.systems.rlg.fitted import Fitted
+from sanov.systems.rlg.fitted import Fitted, interpolated
 from sanov.systems.rlg.gaussian import Pair, self_check
 from sanov.systems.rlg.guard import Band
 from sanov.systems.rlg.mixing import Guidance, Mixed
@@ -69,6 +69,7 @@ __all__ = [
     "combine",
     "fit",
     "guided",
+    "interpolated",
     "read",
     "sample",
     "self_check",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -28,7 +29,7 @@ from sanov.systems.rlg.sampling import Sampled, Sampler, sample
 from sanov.systems.rlg.training import CLASSIFIER_UNITS
 from sanov.systems.rlg.weights import Weight, Window, check_compatible
 
-__all__ = ["Fitted", "clear", "is_finished"]
+__all__ = ["Fitted", "clear", "digest", "interpolated", "is_finished", "network"]
 
 CONFIG, HISTORY, REFERENCE, POLICY = "config.json", "history.csv", "reference.safetensors", "policy.safetensors"
 CLASSIFIER = "classifier.safetensors"
@@ -241,6 +242,29 @@ def clear(folder: Path) -> None:
 def digest(model: nn.Module) -> str:
     """Return a digest of a model's weights."""
     return files.digest(_packed(model))
+
+
+def interpolated(reference: nn.Module, policy: nn.Module, weight: float) -> nn.Module:
+    """Return the network whose weights are mixed in place of its outputs: half the passes, and another thing.
+
+    It agrees with the mixture of outputs at w = 0 and 1, and to first order in the change of the weights elsewhere.
+
+    Parameters
+    ----------
+    reference, policy
+        Networks of one shape.
+    weight
+        w.
+
+    Reference
+    ---------
+    rame2023rewarded.
+    """
+    model, tuned = copy.deepcopy(reference), policy.state_dict()
+    model.load_state_dict(
+        {name: torch.lerp(value, tuned[name], weight) for name, value in reference.state_dict().items()}
+    )
+    return model
 
 
 def network(shape: DenoiserShape, *, seed: int = 0) -> nn.Module:
