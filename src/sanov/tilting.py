@@ -138,7 +138,9 @@ def geometric_average(
     return exponents.masked_fill(impossible, -math.inf).log_softmax(dim=-1)
 
 
-def mix(ref: Float[Tensor, "*shape"], tuned: Float[Tensor, "*shape"], weight: float) -> Float[Tensor, "*shape"]:
+def mix(
+    ref: Float[Tensor, "*shape"], tuned: Float[Tensor, "*shape"], weight: float | Float[Tensor, "*weights"]
+) -> Float[Tensor, "*shape"]:
     """Affine combination (1 - w) ref + w tuned, for scores, velocities and logits.
 
     A score is the gradient of a log-density, so that mixing scores averages the densities geometrically.
@@ -148,7 +150,8 @@ def mix(ref: Float[Tensor, "*shape"], tuned: Float[Tensor, "*shape"], weight: fl
     ref, tuned
         Outputs of the two models, of one shape.
     weight
-        Weight w of the tuned model; beyond 1 it extrapolates. 0, 1, and equal inputs give back an input exactly.
+        Weight w of the tuned model, a number or a tensor that broadcasts; beyond 1 it extrapolates. 0, 1, and equal
+        inputs give back an input exactly.
 
     Returns
     -------

@@ -97,6 +97,18 @@ SYSTEMS: tuple[Row, ...] = (
         module="sanov.systems.pn",
     ),
     Row(
+        name="rlg",
+        title="reinforcement learning guidance",
+        paper="jin2025rlg",
+        model="a sampler's score or velocity",
+        reference="the base model, tilted by an implicit reward",
+        divergence="geometric path of weight w, nominally KL at beta / w",
+        question="Can I turn alignment up or down after training?",
+        fits="yes",
+        extras="torch",
+        module="sanov.systems.rlg",
+    ),
+    Row(
         name="sinkd",
         title="Sinkhorn knowledge distillation",
         paper="cui2024sinkd",
