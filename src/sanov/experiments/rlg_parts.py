@@ -213,7 +213,8 @@ def _reported(data: str) -> list[Part]:
 
 def verdict(verdicts: Mapping[str, str]) -> str:
     """All required parts hold, and each control in one of its two ways."""
-    own = [each for name, each in verdicts.items() if _is_required(name)]
+    required = {part.name for part in parts() if part.required and part.kind != "reported"}
+    own = [each for name, each in verdicts.items() if name in required]
     for name, each in verdicts.items():
         if name.startswith(("control: placebo, ", "control: rotated, ")) and f"less than {NOTHING} sd" not in name:
             kind, title = name.split(", ", 1)
@@ -222,10 +223,6 @@ def verdict(verdicts: Mapping[str, str]) -> str:
     if "fails" in own:
         return "fails"
     return "holds" if own and all(each == "holds" for each in own) else "inconclusive"
-
-
-def _is_required(name: str) -> bool:
-    return next((part.required and part.kind != "reported" for part in parts() if part.name == name), False)
 
 
 # -- figures ----------------------------------------------------------------------------------------------------------

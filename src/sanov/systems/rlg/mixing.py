@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -89,9 +90,10 @@ class Mixed:
             for model, wanted in zip(self.tuned, asked.tuned, strict=True)
         ]
         mixture = combine(reference if asked.reference else None, tuned, weights)
-        if not torch.isfinite(mixture).all():
+        # one number is read where all are finite; a sum of finite ones may overflow, which the full look then clears
+        if not math.isfinite(mixture.sum().item()) and not torch.isfinite(mixture).all():
             raise self._not_finite([reference, *tuned], t)
-        self.moved = None if reference is None else mixture - reference
+        self.moved = mixture - reference if self.measure and reference is not None else None
         return mixture
 
     def _asked(
