@@ -152,6 +152,7 @@ def test_analytic_policy_is_the_exact_tilt(tmp_path):
     expected = float(weights @ DATA.pixels.flatten(1).double() @ slope) + float(moved)
     loaded = Fitted.load(tmp_path / "m")
     assert isinstance(loaded.policy, Mixture)
+    assert loaded.asked(3) is None
     assert loaded.policy.mean_reward(slope) == pytest.approx(expected)
     assert rlg.apply(None, config(), fitted=loaded).to_frame().height == 3
 

@@ -11,7 +11,7 @@ from sanov.claims import Part, Record
 from sanov.core.results import PartResult
 from sanov.experiments.effects import Effect, complete_seeds, difference, interval, interval_figure
 
-__all__ = ["ARMS", "BASELINES", "DATA", "TITLES", "WEIGHTS", "figures", "parts", "verdict"]
+__all__ = ["ARMS", "BASELINES", "DATA", "EXACT", "TITLES", "WEIGHTS", "figures", "parts", "verdict"]
 
 DATA = {"ink": "ink", "class": "class probability"}
 ARMS = {

@@ -6,6 +6,7 @@ import copy
 import math
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +63,8 @@ def fit(images: Images, config: Any, *, seed: int, out: Path | None, resume: boo
     places = {stage: None if out is None else out / CHECKPOINTS / stage for stage in ("reference", "policy")}
     history = History()
     if config.tune.method == "analytic":
-        reference, policy = _mixtures(images, config.tune.bandwidth, beta)
+        shape = replace(shape, classes=0)  # exact mixtures are of all images at once
+        reference, policy = _mixtures(images, shape, config.tune.bandwidth, beta)
     else:
         reference = (
             given.reference if given else train_reference(shape, images, config.base, out=places["reference"], **how)
@@ -163,7 +165,6 @@ def tune_policy(
     """
     policy = copy.deepcopy(reference).requires_grad_(True)
     nothing, kind = shape.classes or None, (shape.predicts, shape.path)
-    gradient: Any
     if tune.method == "weighted":
         task = _matching(shape, images, training.reward_weights(rewards, beta), tune.batch_size, tune, seed)
     elif tune.method == "dpo":
@@ -176,11 +177,12 @@ def tune_policy(
     return policy.eval().requires_grad_(False), history
 
 
-def _mixtures(images: Images, bandwidth: float, beta: float) -> tuple[nn.Module, nn.Module]:
+def _mixtures(images: Images, shape: DenoiserShape, bandwidth: float, beta: float) -> tuple[nn.Module, nn.Module]:
     """Return the kernel density of images, and its exact tilt by ink."""
     means = images.pixels.flatten(1).double()
     slope = torch.full((means.shape[1],), 1 / (2 * means.shape[1]), dtype=torch.float64)
-    reference = Mixture(means, torch.tensor(bandwidth**2, dtype=torch.float64))
+    kind: dict[str, Any] = {"prediction": shape.predicts, "path": shape.path}
+    reference = Mixture(means, torch.tensor(bandwidth**2, dtype=torch.float64), **kind)
     return reference, reference.tilted(slope, beta)
 
 

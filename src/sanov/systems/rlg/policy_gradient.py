@@ -33,7 +33,7 @@ from sanov.systems.rlg.paths import Path, Prediction, Step, sampler_steps
 from sanov.systems.rlg.rewards import Reward
 from sanov.systems.rlg.training import Tune
 
-__all__ = ["PolicyGradient", "Recipe"]
+__all__ = ["RECIPES", "PolicyGradient", "Recipe"]
 
 FARTHEST = 5.0  # advantages are held within this, as in the released codes
 SUMMED_CLIP = 0.2  # of sums over pixels; the released clip of 1e-4 is one of means

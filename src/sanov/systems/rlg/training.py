@@ -28,7 +28,24 @@ from sanov.nets.encoder import mlp
 from sanov.systems.rlg.paths import FIRST, Path, Prediction, levels, predicted
 from sanov.systems.rlg.reading import Images
 
-__all__ = ["Base", "Matching", "Pairs", "Task", "Tune", "classifier", "effective_sample_size", "reward_weights", "run"]
+__all__ = [
+    "CLASSIFIER_UNITS",
+    "FEWEST",
+    "Base",
+    "Matching",
+    "Pairs",
+    "Task",
+    "Tune",
+    "classifier",
+    "conditions",
+    "effective_sample_size",
+    "errors",
+    "noised",
+    "preference_losses",
+    "resolved_beta",
+    "reward_weights",
+    "run",
+]
 
 Method = Literal["weighted", "analytic", "flow_grpo", "flow_grpo_exact", "ddpo", "dpo"]
 FEWEST = 100  # effective rows that a weighted policy should rest on
