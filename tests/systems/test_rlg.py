@@ -493,6 +493,8 @@ def test_fit_says_what_does_not_go_together(tmp_path, fitted):
     for changes, message in (
         ({"reward": "symmetry", "tune": {"method": "analytic"}}, "exact mixtures need a linear reward"),
         ({"base": {**SMALL["base"], "path": "cosine"}, "tune": {"method": "flow_grpo"}}, "the path is 'cosine'"),
+        ({"base": {**SMALL["base"], "conditional": False}, "reward": "class"}, "no class is asked for.* class:NAME"),
+        ({"tune": {"method": "ddpo", "batch_size": 10, "group_size": 4}}, "10 rollouts in groups of 4 for 1 updates"),
     ):
         with pytest.raises(InputError, match=message):
             rlg.fit(DATA, config(**changes), out=tmp_path / "m")

@@ -52,7 +52,7 @@ class Mixed:
     skip
         Leave out a model that does not count.
     measure
-        Ask the reference also where it does not count, so that `moved` is known.
+        Ask the reference also where it does not count, so that `moved` is known; such a pass is not counted.
     passes
         Number of passes of each call, in order.
     """
@@ -84,7 +84,9 @@ class Mixed:
         nothing: list[Tensor] = []
         reference = None
         if asked.reference or self.measure:
-            reference = self._asked(self.reference, self.guidance.reference, x, times, condition, nothing)
+            shared = nothing if asked.reference else []  # a pass that only measures changes nothing, and is not counted
+            reference = self._asked(self.reference, self.guidance.reference, x, times, condition, shared)
+            self.passes[-1] *= asked.reference
         tuned = [
             self._asked(model, self.guidance.policy, x, times, condition, nothing) if wanted else None
             for model, wanted in zip(self.tuned, asked.tuned, strict=True)
