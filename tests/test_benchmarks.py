@@ -24,6 +24,7 @@ SIZES = {
     "lelp": {"SIZES": [(200, 16)], "STEPS": [(16, 2)], "CALLS": 1},
     "linear_heads": {"TOKENS": 16, "WIDTH": 8, "VOCABULARY": 64},
     "pn": {"REPLICATES": 20},
+    "rlg": {"ROWS": 4, "UNITS": 8, "TURN_SECONDS": 0.0},
     "sinkd": {"SIZES": [(16, 2)], "TURN_SECONDS": 0.0},
     "transport": {"ROWS": (16,), "CLASSES": (2,), "KINDS": ("independent",), "TURN_SECONDS": 0.0},
 }
@@ -40,6 +41,7 @@ RUNS = {
     "linear_heads": ["--turns 2"],
     "nola": ["--turns 1 --steps 1 --tiny", "--one own --steps 1 --tiny"],
     "pn": ["--one scale 500 simple", "--one pairs 200 2", "--one statsmodels 500 2"],
+    "rlg": ["--turns 2"],
     "sinkd": ["--turns 2"],
     "teachers": [f"--only {name} --rows 20 --teacher bert --seed 0" for name in ("sanov", "'plain loop'")],
     "training": ["--turns 2"],

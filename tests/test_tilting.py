@@ -163,6 +163,16 @@ def test_a_mixture_is_affine_and_exact_at_its_ends(ref, tuned, weight):
     assert torch.equal(mix(ref, ref, weight), ref)
 
 
+def test_every_row_may_have_a_weight_of_its_own():
+    ref, tuned = torch.randn(2, 4, 3, generator=torch.Generator().manual_seed(0))
+    weights = torch.tensor([-1.0, 0.0, 1.0, 2.5])
+    found = mix(ref, tuned, weights[:, None])
+    for row, weight in enumerate(weights.tolist()):
+        torch.testing.assert_close(found[row], mix(ref[row], tuned[row], weight), rtol=0, atol=1e-6)
+    assert torch.equal(found[1], ref[1])
+    assert torch.equal(found[2], tuned[2])
+
+
 def test_mixing_scores_averages_densities_geometrically():
     x = torch.linspace(-1, 1, 5, dtype=torch.float64, requires_grad=True)
     normals = [torch.distributions.Normal(*torch.tensor(pair).double()) for pair in ([0.5, 0.8], [-1.0, 0.6])]

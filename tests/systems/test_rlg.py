@@ -152,6 +152,7 @@ def test_analytic_policy_is_the_exact_tilt(tmp_path):
     expected = float(weights @ DATA.pixels.flatten(1).double() @ slope) + float(moved)
     loaded = Fitted.load(tmp_path / "m")
     assert isinstance(loaded.policy, Mixture)
+    assert loaded.asked(3) is None
     assert loaded.policy.mean_reward(slope) == pytest.approx(expected)
     assert rlg.apply(None, config(), fitted=loaded).to_frame().height == 3
 
@@ -492,6 +493,8 @@ def test_fit_says_what_does_not_go_together(tmp_path, fitted):
     for changes, message in (
         ({"reward": "symmetry", "tune": {"method": "analytic"}}, "exact mixtures need a linear reward"),
         ({"base": {**SMALL["base"], "path": "cosine"}, "tune": {"method": "flow_grpo"}}, "the path is 'cosine'"),
+        ({"base": {**SMALL["base"], "conditional": False}, "reward": "class"}, "no class is asked for.* class:NAME"),
+        ({"tune": {"method": "ddpo", "batch_size": 10, "group_size": 4}}, "10 rollouts in groups of 4 for 1 updates"),
     ):
         with pytest.raises(InputError, match=message):
             rlg.fit(DATA, config(**changes), out=tmp_path / "m")

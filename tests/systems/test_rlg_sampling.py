@@ -164,6 +164,25 @@ def test_passes_are_counted_and_spared(weight, guidance, expected):
     assert nets[0].asked + nets[1].asked == 3 * expected
 
 
+@pytest.mark.parametrize("weight", [0.0, 1.0, 1.6])
+def test_measuring_changes_neither_samples_nor_counts(weight):
+    start = torch.randn(8, 5, generator=torch.Generator().manual_seed(0))
+    found = [
+        sample(
+            Mixed(
+                *NETS[:1], NETS[1:], [weight], guidance=Guidance(4.5, 3.0, share_unconditional=True), measure=measure
+            ),
+            start,
+            Sampler(steps=3),
+            condition=CONDITION,
+        )
+        for measure in (False, True)
+    ]
+    assert torch.equal(found[0].x, found[1].x)
+    assert found[0].passes == found[1].passes
+    assert found[1].path_kl is not None
+
+
 def test_guidance_comes_before_the_mixture():
     mixed = Mixed(NETS[0], [NETS[1]], [1.6], guidance=Guidance(4.5, 3.0))
     x, t = torch.randn(8, 5, generator=torch.Generator().manual_seed(0)), torch.full((8,), 0.5)

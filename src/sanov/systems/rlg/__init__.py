@@ -275,11 +275,8 @@ def _runs(
     runs: dict[float, Run] = {}
     judged: dict[str, dict[float, float]] = {name: {} for name in judges}
     for weight in weights:
-        plain = models.sample(weight, config.images, others=others, **how)
-        measured = (
-            models.sample(weight, config.images, others=others, measure=True, **how) if config.sampler.noise else plain
-        )
-        runs[weight] = Run(plain.x, reward(plain.x, condition), measured.path_kl, sum(plain.passes) / len(plain.passes))
+        found = models.sample(weight, config.images, others=others, measure=config.sampler.noise > 0, **how)
+        runs[weight] = Run(found.x, reward(found.x, condition), found.path_kl, sum(found.passes) / len(found.passes))
         for name, judge in judges.items():
-            judged[name][weight] = float(judge(plain.x, condition).mean())
+            judged[name][weight] = float(judge(found.x, condition).mean())
     return runs, judged

@@ -6,6 +6,7 @@ import copy
 import math
 import shutil
 import warnings
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +16,13 @@ from torch import Tensor, nn
 from sanov.core import files
 from sanov.core.errors import InputError, SanovWarning
 from sanov.learning.checkpoints import refuse_unfinished
+from sanov.learning.processes import every_process, place
 from sanov.learning.training import History
 from sanov.nets.denoiser import DenoiserShape
 from sanov.systems.rlg import training
 from sanov.systems.rlg.fitted import Fitted, clear, is_finished, network
 from sanov.systems.rlg.mixtures import Mixture
-from sanov.systems.rlg.policy_gradient import RECIPES, PolicyGradient
+from sanov.systems.rlg.policy_gradient import RECIPES, PolicyGradient, check_groups
 from sanov.systems.rlg.reading import Images
 from sanov.systems.rlg.rewards import Reward, load
 from sanov.systems.rlg.training import Base, Matching, Pairs, Task, Tune
@@ -56,13 +58,16 @@ def fit(images: Images, config: Any, *, seed: int, out: Path | None, resume: boo
     reward = load(config.reward, images.classes, lambda: training.classifier(images, seed=seed))
     rewards = reward(images.pixels, images.labels)
     beta = training.resolved_beta(config.tune, rewards)
-    if out is not None:
+    main = place()[0] == 0
+    if out is not None and main:
         _begin(out, {"data": images.digest(), "options": config.model_dump(mode="json"), "seed": seed}, resume)
+    every_process(None)
     how = {"seed": seed, "resume": resume, "checkpoint_every": config.checkpoint_every}
     places = {stage: None if out is None else out / CHECKPOINTS / stage for stage in ("reference", "policy")}
     history = History()
     if config.tune.method == "analytic":
-        reference, policy = _mixtures(images, config.tune.bandwidth, beta)
+        shape = replace(shape, classes=0)  # exact mixtures are of all images at once
+        reference, policy = _mixtures(images, shape, config.tune.bandwidth, beta)
     else:
         reference = (
             given.reference if given else train_reference(shape, images, config.base, out=places["reference"], **how)
@@ -86,8 +91,9 @@ def fit(images: Images, config: Any, *, seed: int, out: Path | None, resume: boo
         results,
         history.to_frame(),
     )
-    if out is not None:
+    if out is not None and main:
         found.save(out)
+    every_process(None)
     return found
 
 
@@ -163,7 +169,6 @@ def tune_policy(
     """
     policy = copy.deepcopy(reference).requires_grad_(True)
     nothing, kind = shape.classes or None, (shape.predicts, shape.path)
-    gradient: Any
     if tune.method == "weighted":
         task = _matching(shape, images, training.reward_weights(rewards, beta), tune.batch_size, tune, seed)
     elif tune.method == "dpo":
@@ -176,11 +181,12 @@ def tune_policy(
     return policy.eval().requires_grad_(False), history
 
 
-def _mixtures(images: Images, bandwidth: float, beta: float) -> tuple[nn.Module, nn.Module]:
+def _mixtures(images: Images, shape: DenoiserShape, bandwidth: float, beta: float) -> tuple[nn.Module, nn.Module]:
     """Return the kernel density of images, and its exact tilt by ink."""
     means = images.pixels.flatten(1).double()
     slope = torch.full((means.shape[1],), 1 / (2 * means.shape[1]), dtype=torch.float64)
-    reference = Mixture(means, torch.tensor(bandwidth**2, dtype=torch.float64))
+    kind: dict[str, Any] = {"prediction": shape.predicts, "path": shape.path}
+    reference = Mixture(means, torch.tensor(bandwidth**2, dtype=torch.float64), **kind)
     return reference, reference.tilted(slope, beta)
 
 
@@ -199,6 +205,11 @@ def _check(images: Images, config: Any, shape: DenoiserShape, given: Fitted | No
         raise InputError("exact mixtures need a linear reward", where="tune.method=analytic", fix=fix)
     if given is not None and isinstance(given.reference, Mixture):
         raise InputError("the reference is an exact mixture", where=str(config.reference), expected="a network")
+    if config.reward == "class" and not shape.classes:
+        fix = "write class:NAME, or let the network be told (base.conditional=true)"
+        raise InputError("no class is asked for", where="reward=class", fix=fix)
+    if method in RECIPES:
+        check_groups(config.tune)
     if method in RECIPES and RECIPES[method].chain == "flow_sde" and shape.path != "flow":
         raise InputError(
             f"the path is {shape.path!r}", where=f"tune.method={method}", expected="base.path=flow, or ddpo"

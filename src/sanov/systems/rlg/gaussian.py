@@ -22,7 +22,7 @@ import polars as pl
 from sanov.core.errors import InputError
 from sanov.systems.rlg.paths import SamplerName, levels, predicted, sampler_steps
 
-__all__ = ["Pair", "check_proper", "correlation", "propagated", "self_check"]
+__all__ = ["Pair", "check_proper", "correlation", "laws", "propagated", "self_check"]
 
 FARTHEST = 1e6  # u from which moments are integrated: noise against which data do not count
 

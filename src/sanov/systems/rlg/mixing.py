@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -51,7 +52,7 @@ class Mixed:
     skip
         Leave out a model that does not count.
     measure
-        Ask the reference also where it does not count, so that `moved` is known.
+        Ask the reference also where it does not count, so that `moved` is known; such a pass is not counted.
     passes
         Number of passes of each call, in order.
     """
@@ -83,15 +84,18 @@ class Mixed:
         nothing: list[Tensor] = []
         reference = None
         if asked.reference or self.measure:
-            reference = self._asked(self.reference, self.guidance.reference, x, times, condition, nothing)
+            shared = nothing if asked.reference else []  # a pass that only measures changes nothing, and is not counted
+            reference = self._asked(self.reference, self.guidance.reference, x, times, condition, shared)
+            self.passes[-1] *= asked.reference
         tuned = [
             self._asked(model, self.guidance.policy, x, times, condition, nothing) if wanted else None
             for model, wanted in zip(self.tuned, asked.tuned, strict=True)
         ]
         mixture = combine(reference if asked.reference else None, tuned, weights)
-        if not torch.isfinite(mixture).all():
+        # one number is read where all are finite; a sum of finite ones may overflow, which the full look then clears
+        if not math.isfinite(mixture.sum().item()) and not torch.isfinite(mixture).all():
             raise self._not_finite([reference, *tuned], t)
-        self.moved = None if reference is None else mixture - reference
+        self.moved = mixture - reference if self.measure and reference is not None else None
         return mixture
 
     def _asked(

@@ -21,13 +21,24 @@ from torch import Tensor
 
 from sanov.core.errors import InputError
 
-__all__ = ["Path", "Prediction", "Step", "correction", "grid", "levels", "predicted", "sampler_steps", "step"]
+__all__ = [
+    "FIRST",
+    "Path",
+    "Prediction",
+    "SamplerName",
+    "Step",
+    "correction",
+    "grid",
+    "levels",
+    "predicted",
+    "sampler_steps",
+    "step",
+]
 
 Path = Literal["flow", "cosine"]
 Prediction = Literal["velocity", "noise", "sample", "score"]
 SamplerName = Literal["flow_ode", "flow_sde", "ddim", "ddpm", "pc"]
 FIRST = 0.98  # largest time from which x0 is read off noise or score, where it is divided by a
-STOCHASTIC = ("flow_sde", "ddim", "ddpm")
 
 
 def levels(path: Path, t: Any) -> tuple[Any, Any]:

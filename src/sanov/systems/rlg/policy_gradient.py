@@ -33,7 +33,7 @@ from sanov.systems.rlg.paths import Path, Prediction, Step, sampler_steps
 from sanov.systems.rlg.rewards import Reward
 from sanov.systems.rlg.training import Tune
 
-__all__ = ["PolicyGradient", "Recipe"]
+__all__ = ["RECIPES", "PolicyGradient", "Recipe", "check_groups"]
 
 FARTHEST = 5.0  # advantages are held within this, as in the released codes
 SUMMED_CLIP = 0.2  # of sums over pixels; the released clip of 1e-4 is one of means
@@ -111,9 +111,7 @@ class PolicyGradient:
     def __post_init__(self) -> None:
         self.recipe = RECIPES[self.tune.method]
         tune = self.tune
-        if tune.batch_size % (tune.group_size * tune.updates):
-            found = f"{tune.batch_size} rollouts in groups of {tune.group_size} for {tune.updates} updates"
-            raise InputError(found, where="tune", fix="make batch_size a multiple of group_size times updates")
+        check_groups(tune)
         how: dict[str, Any] = {"prediction": self.prediction, "path": self.path, "noise": self.recipe.noise}
         self.plan = sampler_steps(self.recipe.chain, tune.rollout_steps, **how)
         noisy = [step for step in self.plan if step.noise > 0]
@@ -200,3 +198,16 @@ class PolicyGradient:
         )
         found: dict[str, tuple[Tensor, float]] = {"policy": (-surrogate.sum(), 1.0)}
         return {**found, "kl": (torch.stack(kl).sum(), self.beta)} if self.recipe.kl else found
+
+
+def check_groups(tune: Tune) -> None:
+    """Refuse a number of rollouts that makes no whole groups for every update.
+
+    Raises
+    ------
+    InputError
+        It does not.
+    """
+    if tune.batch_size % (tune.group_size * tune.updates):
+        found = f"{tune.batch_size} rollouts in groups of {tune.group_size} for {tune.updates} updates"
+        raise InputError(found, where="tune", fix="make batch_size a multiple of group_size times updates")

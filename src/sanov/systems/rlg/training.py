@@ -28,7 +28,24 @@ from sanov.nets.encoder import mlp
 from sanov.systems.rlg.paths import FIRST, Path, Prediction, levels, predicted
 from sanov.systems.rlg.reading import Images
 
-__all__ = ["Base", "Matching", "Pairs", "Task", "Tune", "classifier", "effective_sample_size", "reward_weights", "run"]
+__all__ = [
+    "CLASSIFIER_UNITS",
+    "FEWEST",
+    "Base",
+    "Matching",
+    "Pairs",
+    "Task",
+    "Tune",
+    "classifier",
+    "conditions",
+    "effective_sample_size",
+    "errors",
+    "noised",
+    "preference_losses",
+    "resolved_beta",
+    "reward_weights",
+    "run",
+]
 
 Method = Literal["weighted", "analytic", "flow_grpo", "flow_grpo_exact", "ddpo", "dpo"]
 FEWEST = 100  # effective rows that a weighted policy should rest on
@@ -341,7 +358,7 @@ def preference_losses(
 # -- a classifier -----------------------------------------------------------------------------------------------------
 
 
-def classifier(images: Images, *, seed: int) -> nn.Module:
+def classifier(images: Images, *, seed: int, steps: int = 0) -> nn.Module:
     """Train a small classifier of images, on lightly noised ones so that it does not break on what a sampler leaves.
 
     Parameters
@@ -350,6 +367,8 @@ def classifier(images: Images, *, seed: int) -> nn.Module:
         With labels.
     seed
         Of weights and order.
+    steps
+        Updates; 0 for the usual number.
     """
     assert images.labels is not None
     labels, pixels = images.labels, images.pixels.flatten(1)
@@ -366,7 +385,7 @@ def classifier(images: Images, *, seed: int) -> nn.Module:
     def loss(model: nn.Module, batch: Mapping[str, Any]) -> dict[str, tuple[Tensor, float]]:
         return {"class": (nn.functional.cross_entropy(model(batch["x"]), batch["labels"], reduction="sum"), 1.0)}
 
-    task = Task(batches, loss, CLASSIFIER_STEPS, 3e-3)
+    task = Task(batches, loss, steps or CLASSIFIER_STEPS, 3e-3)
     run(task, model, seed=seed, out=None, resume=False, checkpoint_every=0)
     return model.eval().requires_grad_(False)
 

@@ -122,6 +122,8 @@ def needed(weights: Sequence[float | Tensor], *, skip: bool = True) -> Passes:
     """
     if not skip:
         return Passes(True, (True,) * len(weights))
+    if len(weights) == 1 and not isinstance(weights[0], Tensor):  # the usual case, at every step
+        return Passes(weights[0] != 1, (weights[0] != 0,))
     total = sum(weights)
     alone = (
         sum(_any(weight, 0.0) for weight in weights) == 1
@@ -198,6 +200,8 @@ def check_weight(weight: Any, rows: int | None = None, *, sigma: float | None = 
     InputError
         It is not finite, or there is not one a row.
     """
+    if isinstance(weight, int | float) and math.isfinite(weight):
+        return float(weight)
     at = "" if sigma is None else f" at sigma {sigma:.4g}"
     own = isinstance(weight, Tensor) and weight.is_floating_point()
     found = torch.as_tensor(weight, dtype=None if own else torch.float64)
