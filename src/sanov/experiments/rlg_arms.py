@@ -237,7 +237,8 @@ def _turned(models: Fitted, rows: int, seed: int) -> Any:
     def model(x: Tensor, t: Tensor, condition: Any) -> Tensor:
         own: Tensor = models.policy(x, t, condition)
         gap = (own - models.reference(x, t, condition)).flatten(1)
-        return own + (WEIGHT - 1) * (gap.gather(1, order) * signs).view_as(own)
+        moved: Tensor = own + (WEIGHT - 1) * (gap.gather(1, order) * signs).view_as(own)
+        return moved
 
     return model
 
