@@ -194,6 +194,56 @@ def test_the_named_trainers_are_the_signals(trainer_of, gradients_of, tokenizer,
     assert not torch.equal(same[0], gradients_of([])[0])
 
 
+class Engine:
+    """In the place of TRL's door to vLLM: samples by the trainer's model, and gives log-probabilities as vLLM does."""
+
+    bias = 0.0  # by which those differ from the policy's own
+
+    def __init__(self, *, model, **options):
+        self.model, self.options, self.synced = model, options, 0
+
+    def sync_weights(self):
+        self.synced += 1
+
+    def generate(self, prompts, images, num_generations, profiler):
+        generator = torch.Generator().manual_seed(7 + self.synced)
+        texts, log_probs = [], []
+        for prompt in prompts:
+            ids, own = list(prompt), []
+            for _ in range(self.options["max_completion_length"]):
+                with torch.no_grad():
+                    logits = self.model(input_ids=torch.tensor([ids])).logits[0, -1].float()
+                for token in (PAD, *((self.options["generation_kwargs"] or {}).get("logit_bias") or {})):
+                    logits[token] = -torch.inf
+                token = int(torch.multinomial(logits.softmax(-1), 1, generator=generator))
+                own.append([float(logits.log_softmax(-1)[token]) + self.bias])
+                ids.append(token)
+                if token == 1:
+                    break
+            texts.append(ids[len(prompt) :])
+            log_probs.append(own)
+        return prompts, texts, log_probs, None
+
+
+def test_signals_work_on_what_vllm_sampled(gradients_of, tokenizer, monkeypatch):
+    """TRL's own path for vLLM, with another engine in its place."""
+    monkeypatch.setattr("trl.trainer.grpo_trainer.VLLMGeneration", Engine)
+    plain, none = (gradients_of(signals, use_vllm=True) for signals in (None, []))
+    assert torch.equal(plain[0], none[0])
+    signal = kdrl(other(), tokenizer, beta=0.3, schedule="constant")
+    found, uncorrected = (
+        gradients_of([signal], use_vllm=True, vllm_importance_sampling_correction=on) for on in (True, False)
+    )
+    close(found[0], uncorrected[0], 2e-3)  # the engine has no dropout, and the ratio is 1 but for PAD's probability
+    assert (found[0] - plain[0]).abs().max() > 1e-2 * found[0].abs().max()
+    with pytest.raises(InputError, match=r"logit_bias.*20: -100"):
+        gradients_of([laser(ref_constant=-4.0, beta=1.0, token=f"w{LABEL}", **NOW)], use_vllm=True)
+    biased = {"logit_bias": {LABEL: -100, SPARE: -100}}
+    own = laser(ref_constant=-4.0, beta=1.0, token=f"w{LABEL}", **NOW)
+    scored = gradients_of([own], use_vllm=True, generation_kwargs=biased)
+    assert scored[0].isfinite().all()
+
+
 def test_a_name_that_is_none_is_refused():
     with pytest.raises(AttributeError, match="KDTrainer"):
         trl_bridge.KDTrainer  # noqa: B018
@@ -379,7 +429,6 @@ def test_a_teacher_may_be_a_model(trainer_of, tokenizer):
 @pytest.mark.parametrize(
     ("options", "told"),
     [
-        ({"use_vllm": True}, r"GRPOConfig.use_vllm: it is True.*own samples.*expected False"),
         ({"loss_type": "cispo"}, r"GRPOConfig.loss_type: it is 'cispo'.*expected 'dapo' or 'grpo'"),
         ({"importance_sampling_level": "sequence"}, r"importance_sampling_level: it is 'sequence'.*expected 'token'"),
         ({"use_liger_kernel": True}, r"GRPOConfig.use_liger_kernel: it is True"),

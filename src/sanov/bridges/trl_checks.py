@@ -23,7 +23,6 @@ HOOKS = {  # what is called or overridden, and the parameters that are relied up
     "log": ("logs",),
 }
 ALLOWED = (  # option, what it may be, why nothing else
-    ("use_vllm", (False,), "signals need the policy's own samples, and another engine's are not quite that"),
     ("use_liger_kernel", (False,), "it replaces parts of the model's forward pass, which was not tested with signals"),
     ("loss_type", ("dapo", "grpo"), "others weigh tokens in a way that a signal's advantages were not made for"),
     ("importance_sampling_level", ("token",), "a teacher's advantages differ from token to token"),
@@ -34,7 +33,6 @@ STRANGE = {  # keys of TRL's batches that no signal knows what to do with
     "tool_mask": "tools or an environment wrote some of the tokens",
     "pixel_values": "there are images",
     "num_images": "there are images",
-    "importance_sampling_ratio": "another engine sampled",
 }
 
 

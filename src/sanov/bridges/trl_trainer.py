@@ -32,6 +32,7 @@ __all__ = ["Maker", "Signalled"]
 
 EPSILON = 1e-4  # that TRL adds to a standard deviation of rewards
 NOTED = "sanov_signals.json"
+FORBIDDEN = -100  # vLLM's least bias of a logit
 FEW = 1000  # prompts that are taken of a stream
 
 Maker = Callable[[int], Signal]
@@ -113,9 +114,20 @@ class Signalled:
         if tokens and self.args.use_transformers_continuous_batching:
             where = "GRPOConfig.use_transformers_continuous_batching"
             raise InputError("it may sample tokens that a signal keeps for itself", where=where, expected="False")
-        if tokens:
+        if tokens and self.args.use_vllm:
+            self._check_bias(tokens)
+        elif tokens:
             own = sorted({*(self.generation_kwargs.get("suppress_tokens") or ()), *tokens})
             self.generation_kwargs["suppress_tokens"] = self.generation_config.suppress_tokens = own
+
+    def _check_bias(self, tokens: set[int]) -> None:
+        """See that vLLM samples none of some tokens: its options were fixed when the trainer was made."""
+        bias = (self.args.generation_kwargs or {}).get("logit_bias") or {}
+        if any(float(bias.get(token, 0)) > FORBIDDEN for token in tokens):
+            wanted = dict.fromkeys(sorted(tokens), FORBIDDEN)
+            found = "it does not keep vLLM from sampling tokens that a signal keeps for itself"
+            fix = f'pass generation_kwargs={{"logit_bias": {wanted}}}'
+            raise InputError(found, where="GRPOConfig.generation_kwargs", fix=fix)
 
     # -- completions --------------------------------------------------------------------------------------------------
 
