@@ -69,6 +69,11 @@ class Basis:
         check_chunk(self.chunk)
 
     @property
+    def key(self) -> tuple[Any, ...]:
+        """What another has in common with it whose numbers are the same."""
+        return self.seed, self.stream, self.count, self.shape, self.law
+
+    @property
     def size(self) -> int:
         """Numbers in one basis."""
         return self.shape[0] * self.shape[1]
@@ -195,18 +200,13 @@ class Space:
             Bases that other weights have; those of the same seed and shape are shared, and new ones added.
         """
         pool = {} if pool is None else pool
-
-        def basis(stream: int, count: int, shape: tuple[int, int], law: Law, kept: bool) -> Basis:
-            return pool.setdefault(
-                (seed, stream, count, shape, law), Basis(seed, stream, count, shape, law, chunk, kept)
-            )
-
-        return cls(
-            basis(OFFSET, 1, (rank, inputs), "uniform", True),
-            basis(FIRST, num_basis_a, (rank, inputs), law, kept),
-            basis(SECOND, num_basis_b, (outputs, rank), law, kept),
-            preset,
+        made = (
+            Basis(seed, OFFSET, 1, (rank, inputs), "uniform", chunk, True),
+            Basis(seed, FIRST, num_basis_a, (rank, inputs), law, chunk, kept),
+            Basis(seed, SECOND, num_basis_b, (outputs, rank), law, chunk, kept),
         )
+        offset, first, second = (pool.setdefault(basis.key, basis) for basis in made)
+        return cls(offset, first, second, preset)
 
     @property
     def rank(self) -> int:

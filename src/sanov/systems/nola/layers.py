@@ -22,17 +22,21 @@ from sanov.systems.nola.quantised import Bits, straight_through
 __all__ = [
     "DESCRIBED",
     "Adapted",
+    "Factors",
     "Plan",
     "Update",
     "adapted",
     "attach",
     "attach_seeded",
+    "change",
     "chosen",
     "detach",
     "disabled",
+    "drawn_seeds",
     "kind_of",
     "layer_seed",
     "matches",
+    "shifted",
     "weight_shape",
 ]
 
@@ -115,13 +119,13 @@ class Plan:
         )
 
 
-class Update(nn.Module):
-    """The update of one weight: two vectors of coefficients, and what they stand for.
+class Factors:
+    """The two factors of one weight's update, of any coefficients; without gradients they are made once only.
 
     Parameters
     ----------
     space
-        Where it lies.
+        Where the update lies.
     scaling
         alpha / rank.
     bits
@@ -129,23 +133,21 @@ class Update(nn.Module):
     """
 
     def __init__(self, space: Space, scaling: float, bits: Bits = 32):
-        super().__init__()
         self.space, self.scaling, self.bits = space, scaling, bits
-        alpha, beta = space.start()
-        self.nola_alpha, self.nola_beta = nn.Parameter(alpha), nn.Parameter(beta)
         self._seen: tuple[Tensor, Tensor, Tensor, Tensor] | None = None
 
-    def factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-        """Return A [rank, in] and s B [out, rank], as LoRA has them; without gradients they are made once only."""
+    def of(
+        self, alpha: Float[Tensor, " k"], beta: Float[Tensor, " l"], dtype: torch.dtype | None = None
+    ) -> tuple[Float[Tensor, "rank inputs"], Float[Tensor, "outputs rank"]]:
+        """Return A and s B, as LoRA has them; in float32 or wider unless a type is told."""
         if torch.is_grad_enabled() or torch.compiler.is_compiling():
             self._seen = None
-            a, b = self._made(self.nola_alpha, self.nola_beta)
+            a, b = self._made(alpha, beta)
         else:
-            a, b = self._remembered()
+            a, b = self._remembered(alpha.detach(), beta.detach())
         return (a, b) if dtype is None else (a.to(dtype), b.to(dtype))
 
-    def _remembered(self) -> tuple[Tensor, Tensor]:
-        alpha, beta = self.nola_alpha.detach(), self.nola_beta.detach()
+    def _remembered(self, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         if self._seen is None or not (_same(self._seen[0], alpha) and _same(self._seen[1], beta)):
             self._seen = alpha.clone(), beta.clone(), *self._made(alpha, beta)
         return self._seen[2:]
@@ -153,6 +155,27 @@ class Update(nn.Module):
     def _made(self, alpha: Tensor, beta: Tensor) -> tuple[Tensor, Tensor]:
         a, b = self.space.factors(straight_through(alpha, self.bits), straight_through(beta, self.bits))
         return a, b * self.scaling
+
+
+class Update(nn.Module):
+    """The update of one weight: two vectors of coefficients, and what they stand for.
+
+    Parameters
+    ----------
+    space, scaling, bits
+        As in `Factors`.
+    """
+
+    def __init__(self, space: Space, scaling: float, bits: Bits = 32):
+        super().__init__()
+        self.space = space
+        self._factors = Factors(space, scaling, bits)
+        alpha, beta = space.start()
+        self.nola_alpha, self.nola_beta = nn.Parameter(alpha), nn.Parameter(beta)
+
+    def factors(self, dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
+        """Return A [rank, in] and s B [out, rank], as LoRA has them."""
+        return self._factors.of(self.nola_alpha, self.nola_beta, dtype)
 
     def delta(self) -> Float[Tensor, "out in"]:
         """Return s B A, in float32 or wider."""
@@ -184,13 +207,7 @@ class Adapted(nn.Module):
         out: Tensor = self.base(x)
         if self.merged or not self.enabled:
             return out
-        dtype = out.dtype if self.kind == "embedding" else x.dtype
-        a, b = self.update.factors(dtype)
-        if self.kind == "embedding":
-            return out + functional.linear(functional.embedding(x, a.t()), b)
-        if self.kind != "convolution":
-            return out + functional.linear(functional.linear(x, a), b)
-        return out + _convolved(self.base, x, a, b)
+        return out + change(self.base, x, *self.update.factors(out.dtype if self.kind == "embedding" else x.dtype))
 
     @torch.no_grad()
     def merge(self) -> None:
@@ -222,12 +239,46 @@ class Adapted(nn.Module):
 
     def _add(self, sign: float) -> None:
         weight: Any = self.base.weight
-        if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
-            fix = "de-quantise the layer, or export the adapter to LoRA instead"
-            raise InputError(f"the weight is quantised ({weight.dtype})", where="merge", fix=fix)
-        delta = self.update.delta()
-        delta = delta.t() if self.kind in ("transposed", "embedding") else delta
-        weight.copy_((weight.to(delta.dtype) + sign * delta.reshape(weight.shape)).to(weight.dtype))
+        weight.copy_(shifted(self.base, sign * self.update.delta()))
+
+
+def change(layer: nn.Module, x: Tensor, a: Float[Tensor, "rank inputs"], b: Float[Tensor, "outputs rank"]) -> Tensor:
+    """Return what an update adds to a layer's output.
+
+    Parameters
+    ----------
+    layer
+        The layer itself.
+    x
+        Its input.
+    a, b
+        The factors, of the type of the output.
+    """
+    kind = kind_of(layer)
+    if kind == "embedding":
+        added = functional.linear(functional.embedding(x, a.t()), b)
+        scale = getattr(layer, "embed_scale", None)  # some models multiply what they looked up
+        return added if scale is None else added * torch.as_tensor(scale, device=b.device).to(b.dtype)
+    if kind == "convolution":
+        return _convolved(layer, x, a, b)
+    return functional.linear(functional.linear(x, a), b)
+
+
+def shifted(layer: nn.Module, delta: Float[Tensor, "outputs inputs"]) -> Tensor:
+    """Return a layer's weight with an update added to it, of the weight's own shape and type.
+
+    Raises
+    ------
+    InputError
+        The weight is not of floating-point numbers.
+    """
+    weight: Any = layer.weight
+    if not weight.dtype.is_floating_point or weight.dtype.itemsize < 2:
+        fix = "de-quantise the layer, or export the adapter to LoRA instead"
+        raise InputError(f"the weight is quantised ({weight.dtype})", where="merge", fix=fix)
+    added = delta.t() if kind_of(layer) in ("transposed", "embedding") else delta
+    sum_: Tensor = (weight.to(added.dtype) + added.reshape(weight.shape)).to(weight.dtype)
+    return sum_
 
 
 def _same(old: Tensor, new: Tensor) -> bool:
@@ -281,6 +332,8 @@ def kind_of(layer: nn.Module, name: str = "") -> Kind:
 def weight_shape(layer: nn.Module, name: str = "") -> tuple[int, int]:
     """Return outputs and inputs of a layer's weight as a matrix."""
     turned = kind_of(layer, name) in ("transposed", "embedding")
+    if isinstance(layer, nn.Linear):
+        return layer.out_features, layer.in_features  # a quantised weight may be packed in another shape
     weight: Any = layer.weight
     rows, columns = weight.shape[0], weight[0].numel()
     return (columns, rows) if turned else (rows, columns)
@@ -317,11 +370,7 @@ def attach(model: nn.Module, targets: str | Sequence[str], plan: Plan, *, seed: 
         No layer is meant, with the nearest names; or one of a type that has no such update.
     """
     shapes = {name: weight_shape(layer) for name, layer in chosen(model, targets).items()}
-    order = sorted(set(shapes.values()))
-    own = [
-        order.index(shape) if plan.share_basis == "by_shape" else place for place, shape in enumerate(shapes.values())
-    ]
-    return attach_seeded(model, plan, {name: layer_seed(seed, place) for name, place in zip(shapes, own, strict=True)})
+    return attach_seeded(model, plan, drawn_seeds(shapes, seed, plan.share_basis))
 
 
 def chosen(model: nn.Module, targets: str | Sequence[str]) -> dict[str, nn.Module]:
@@ -359,6 +408,27 @@ def attach_seeded(model: nn.Module, plan: Plan, seeds: Mapping[str, int]) -> dic
         parent, _, own_name = name.rpartition(".")
         setattr(model.get_submodule(parent), own_name, layers[name])
     return layers
+
+
+def drawn_seeds(
+    shapes: Mapping[str, tuple[int, int]], seed: int, share_basis: Literal["none", "by_shape"] = "none"
+) -> dict[str, int]:
+    """Return a seed for each layer of a model.
+
+    Parameters
+    ----------
+    shapes
+        Outputs and inputs of each, in the model's order.
+    seed
+        From which they follow.
+    share_basis
+        As in `Plan`.
+    """
+    order = sorted(set(shapes.values()))
+    numbers = [
+        order.index(shape) if share_basis == "by_shape" else place for place, shape in enumerate(shapes.values())
+    ]
+    return {name: layer_seed(seed, number) for name, number in zip(shapes, numbers, strict=True)}
 
 
 def layer_seed(seed: int, number: int) -> int:
