@@ -61,8 +61,7 @@ def config(method="nola", **options):
             shared["bias"] = bias.replace("nola", "lora")
         return LoraConfig(init_lora_weights=start, lora_alpha=3, **shared)
     register()
-    own = {"nola_alpha": 3.0, "num_basis_a": 5, "num_basis_b": 4, "keep_bases": True}
-    return NolaConfig(init_weights=start, **{**own, **shared})
+    return NolaConfig(init_weights=start, **{"nola_alpha": 3.0, "num_basis_a": 5, "num_basis_b": 4, **shared})
 
 
 def adapted(method="nola", model=None, name="default", **options):

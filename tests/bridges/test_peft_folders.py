@@ -14,9 +14,10 @@ from bridges.peft_toy import EVERY, IDS, LINEAR, Net, adapted, add, config, net,
 from sanov.bridges.peft import AdapterError, NolaConfig, NolaLayer, register
 from sanov.core.errors import InputError
 from sanov.random_bases import GENERATOR
-from sanov.systems.nola.layers import Plan, attach
 from sanov.systems.nola.layers import adapted as adapted_layers
+from sanov.systems.nola.layers import attach
 from sanov.systems.nola.storage import Adapter
+from sanov.systems.nola.updates import Plan
 
 pytestmark = pytest.mark.filterwarnings("ignore:fan_in_fan_out")
 PLAN = Plan(rank=2, num_basis_a=5, num_basis_b=4, alpha=3.0)
@@ -25,7 +26,7 @@ PLAN = Plan(rank=2, num_basis_a=5, num_basis_b=4, alpha=3.0)
 @pytest.fixture(scope="module")
 def written(tmp_path_factory):
     with pytest.warns(UserWarning, match="fan_in_fan_out did not agree with the layers and is now True"):
-        model = adapted(target_modules=EVERY, keep_bases=False)
+        model = adapted(target_modules=EVERY, basis_cache="recompute")
     folder = tmp_path_factory.mktemp("written") / "adapter"
     model.save_pretrained(folder)
     return folder, output(model)
@@ -43,6 +44,10 @@ def changed(folder, change):
     change(tree)
     path.write_text(json.dumps(tree))
     return folder
+
+
+def layers_of(model):
+    return [layer for layer in model.modules() if isinstance(layer, NolaLayer)]
 
 
 def random_coefficients(model):
@@ -214,7 +219,7 @@ def test_another_base_model_is_refused(folder):
 
 
 def test_layers_and_adapters_of_one_seed_and_shape_share_their_bases():
-    model = adapted(share_basis="by_shape", keep_bases=True)
+    model = adapted(share_basis="by_shape")
     model.add_adapter("other", config(share_basis="by_shape", r=2, nola_alpha=1.0))
     model.add_adapter("third", config(share_basis="by_shape", r=3))
     layers = {name: layer for name, layer in model.named_modules() if isinstance(layer, NolaLayer)}
@@ -224,8 +229,20 @@ def test_layers_and_adapters_of_one_seed_and_shape_share_their_bases():
     assert up["default"].first is up["other"].first is not up["third"].first
     assert up["default"].first is not down["default"].first
     own = adapted()
-    spaces = [layer.nola_factors["default"].space for layer in own.modules() if isinstance(layer, NolaLayer)]
+    spaces = [layer.nola_factors["default"].space for layer in layers_of(own)]
     assert len({id(space.first) for space in spaces}) == len(spaces) == 4
+
+
+@pytest.mark.parametrize(("cache", "kept"), [("auto", True), ("full", True), ("recompute", False)])
+def test_a_cache_changes_no_bit(cache, kept, monkeypatch):
+    model = adapted(basis_cache=cache, distribution="sparse")
+    assert {layer.nola_factors["default"].space.first.kept for layer in layers_of(model)} == {kept}
+    assert torch.equal(output(model), output(adapted(distribution="sparse")))
+    monkeypatch.setattr("sanov.bridges.peft_config.KEPT_BYTES", 4 * 2 * (5 * (5 + 10) + 4 * (5 + 10)) * 2 - 1)
+    assert {layer.nola_factors["default"].space.first.kept for layer in layers_of(adapted())} == {False}
+    assert {layer.nola_factors["default"].space.first.kept for layer in layers_of(adapted(share_basis="by_shape"))} == {
+        True
+    }
 
 
 def test_the_configuration_is_read_back_whole_by_its_kind(tmp_path):

@@ -3,7 +3,8 @@
 import torch
 from torch import nn
 
-from sanov.systems.nola.layers import Plan, attach
+from sanov.systems.nola.layers import attach
+from sanov.systems.nola.updates import Plan
 
 PLAN = Plan(rank=3, num_basis_a=9, num_basis_b=7, alpha=6.0)
 LAYERS = ("0", "1", "3")

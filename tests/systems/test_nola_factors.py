@@ -10,7 +10,7 @@ from torch import nn
 from sanov.core.errors import InputError
 from sanov.random_bases import random_bases
 from sanov.systems.nola.factors import Basis, Space, combine
-from sanov.systems.nola.layers import Plan, Update
+from sanov.systems.nola.updates import Plan, Update
 
 
 def space(**changed):

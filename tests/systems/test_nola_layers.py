@@ -9,7 +9,8 @@ from torch import nn
 
 import tiny_bert
 from sanov.core.errors import InputError
-from sanov.systems.nola.layers import Plan, adapted, attach, detach, disabled, layer_seed
+from sanov.systems.nola.layers import adapted, attach, detach, disabled, layer_seed
+from sanov.systems.nola.updates import Plan
 from systems.nola_toy import LAYERS, PLAN, adapted_toy, stirred, tokens, toy
 
 

@@ -13,10 +13,11 @@ from safetensors.torch import load_file, save_file
 import tiny_bert
 from sanov.core.errors import InputError
 from sanov.systems.nola.bank import Bank, combined
-from sanov.systems.nola.layers import Plan, adapted, attach
+from sanov.systems.nola.layers import adapted, attach
 from sanov.systems.nola.lora import export_lora
 from sanov.systems.nola.quantised import dequantised, packed, quantised, straight_through, unpacked
 from sanov.systems.nola.storage import CONFIG, WEIGHTS, Adapter
+from sanov.systems.nola.updates import Plan
 from systems.nola_toy import LAYERS, PLAN, adapted_toy, stirred, tokens, toy
 
 SRC = Path(__file__).parents[2] / "src"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,9 +13,10 @@ from torch import nn
 
 from sanov.core.errors import InputError, SanovWarning
 from sanov.random_bases import GENERATOR
-from sanov.systems.nola.layers import DESCRIBED, Plan, drawn_seeds, weight_shape
+from sanov.systems.nola.layers import drawn_seeds
 from sanov.systems.nola.quantised import BITS
-from sanov.systems.nola.storage import CONFIG, Layer, read_config
+from sanov.systems.nola.records import CONFIG, Layer, read_config
+from sanov.systems.nola.updates import DESCRIBED, KEPT_BYTES, Plan, weight_shape
 
 __all__ = ["NAME", "AdapterError", "NolaConfig"]
 
@@ -24,6 +25,7 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "preset": ("gpt", "readme", "vit"),
     "distribution": ("uniform", "rademacher", "sparse"),
     "share_basis": ("none", "by_shape"),
+    "basis_cache": ("auto", "recompute", "full"),
     "bias": ("none", "all", "nola_only"),
     "coefficient_bits": BITS,
 }
@@ -67,7 +69,10 @@ class NolaConfig(PeftConfig):
     )
     seed: int = field(default=0, metadata=_help("From which the seeds of the layers follow, 0 to 2^64 - 1."))
     chunk: int = field(default=64, metadata=_help("Bases that are made at a time, a multiple of 16."))
-    keep_bases: bool = field(default=False, metadata=_help("Keep bases in memory: faster, 4 bytes for each entry."))
+    basis_cache: str = field(
+        default="auto",
+        metadata=_help("recompute bases when they are needed; full: keep them; auto: keep up to 256 MiB."),
+    )
     coefficient_bits: int = field(default=32, metadata=_help("To which coefficients are rounded: 32, 16, 8 or 4."))
     target_modules: list[str] | str | None = field(
         default=None,
@@ -104,6 +109,7 @@ class NolaConfig(PeftConfig):
         if isinstance(self.exclude_modules, list):
             self.exclude_modules = set(self.exclude_modules)  # type: ignore[assignment]
         self.drawn = self.layers is None  # whether seeds follow from `seed`, and not from a folder
+        self.kept = False  # whether bases stay in memory, once it is known how many there are
         self._check()
 
     def _check(self) -> None:
@@ -137,7 +143,7 @@ class NolaConfig(PeftConfig):
             law=self.distribution,  # type: ignore[arg-type]
             chunk=self.chunk,
             share_basis=self.share_basis,  # type: ignore[arg-type]
-            kept=self.keep_bases,
+            kept=self.kept,
             bits=self.coefficient_bits,  # type: ignore[arg-type]
         )
 
@@ -174,8 +180,16 @@ class NolaConfig(PeftConfig):
         self._warn_of_size(shapes)
         if self.drawn:
             plan, seeds = self.plan(), drawn_seeds(shapes, self.seed, self.share_basis)  # type: ignore[arg-type]
-            self.keep({name: Layer.of(plan.space(shapes[name], seeds[name], {}), layers[name]) for name in layers})
-            return
+            records = {name: Layer.of(plan.space(shapes[name], seeds[name], {}), layers[name]) for name in layers}
+        else:
+            records = self._read(layers, modules)
+        self.keep(records)
+        size = sum(
+            self.plan().bytes(shape) for _, shape in {(record.seed, record.shape) for record in records.values()}
+        )
+        self.kept = self.basis_cache == "full" or (self.basis_cache == "auto" and size <= KEPT_BYTES)
+
+    def _read(self, layers: Iterable[str], modules: Mapping[str, nn.Module]) -> dict[str, Layer]:
         records = self.records()
         for name, record in records.items():
             if name not in modules:
@@ -185,12 +199,12 @@ class NolaConfig(PeftConfig):
         if missing := [name for name in layers if name not in records]:
             fix = "save the adapter again, or set `layers` to None to draw new bases"
             raise AdapterError("there is no seed for it in the configuration", where=missing[0], fix=fix)
-        self.keep(records)
+        return records
 
     def _warn_of_size(self, shapes: Mapping[str, tuple[int, int]]) -> None:
         for name, (outputs, inputs) in shapes.items():
             for field_, width in (("num_basis_a", inputs), ("num_basis_b", outputs)):
                 if (count := getattr(self, field_)) > self.r * width:
                     found = f"{field_}: {count} bases are more than the {self.r * width} numbers of a factor of {name}"
-                    warnings.warn(f"{found}: no gain over LoRA", SanovWarning, stacklevel=3)
+                    warnings.warn(f"{found}, which is no gain over LoRA", SanovWarning, stacklevel=3)
                     return

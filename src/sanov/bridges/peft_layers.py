@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from sanov.bridges.peft_config import AdapterError, NolaConfig
 from sanov.random_bases import random_bases
 from sanov.systems.nola.factors import Basis
-from sanov.systems.nola.layers import Factors, change, kind_of, shifted, weight_shape
-from sanov.systems.nola.storage import Layer
+from sanov.systems.nola.records import Layer
+from sanov.systems.nola.updates import Factors, change, kind_of, shifted, weight_shape
 
 __all__ = ["COEFFICIENTS", "Convolution", "Embedding", "Linear", "NolaLayer", "layer_for"]
 

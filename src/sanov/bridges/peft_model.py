@@ -15,8 +15,9 @@ from sanov.bridges.peft_config import AdapterError
 from sanov.bridges.peft_layers import COEFFICIENTS, NolaLayer, layer_for
 from sanov.core.errors import SanovWarning
 from sanov.systems.nola.factors import Basis
-from sanov.systems.nola.layers import kind_of
-from sanov.systems.nola.storage import PREFIX, Layer, compressed, expanded
+from sanov.systems.nola.records import Layer
+from sanov.systems.nola.storage import PREFIX, compressed, expanded
+from sanov.systems.nola.updates import kind_of
 
 __all__ = ["NolaModel"]
 

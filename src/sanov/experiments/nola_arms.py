@@ -54,7 +54,8 @@ def adapt(arm: str, model: Any, targets: tuple[str, ...], heads: Sequence[str], 
     What is to be called: the model, or PEFT's wrapper of it.
     """
     from sanov.systems.nola.controls import Coordinates, LowRank, beside
-    from sanov.systems.nola.layers import Plan, adapted, attach
+    from sanov.systems.nola.layers import adapted, attach
+    from sanov.systems.nola.updates import Plan
 
     if arm == "full":
         return model.requires_grad_(True)

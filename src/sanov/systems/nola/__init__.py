@@ -44,11 +44,12 @@ from sanov.systems.nola import fitting, reading, report
 from sanov.systems.nola.bank import Bank, combined
 from sanov.systems.nola.factors import Basis, Preset, Space, combine
 from sanov.systems.nola.fitted import Fitted, opened
-from sanov.systems.nola.layers import Adapted, Plan, Update, adapted, attach, detach, disabled
+from sanov.systems.nola.layers import Adapted, adapted, attach, detach, disabled
 from sanov.systems.nola.lora import export_lora
 from sanov.systems.nola.quantised import Bits
 from sanov.systems.nola.reading import Columns, Texts
 from sanov.systems.nola.storage import Adapter
+from sanov.systems.nola.updates import KEPT_BYTES, Plan, Update
 
 __all__ = [
     "Adapted",
@@ -202,7 +203,7 @@ def fit(
     base = fitting.base_of(data, config.model, seed)
     targets, plan = config.target_modules or query_and_value(base.model), config.plan()
     size = fitting.kept_bases(base.model, targets, plan)
-    kept = config.adapter.basis_cache == "full" or (config.adapter.basis_cache == "auto" and size <= fitting.KEPT_BYTES)
+    kept = config.adapter.basis_cache == "full" or (config.adapter.basis_cache == "auto" and size <= KEPT_BYTES)
     plan = Plan(**{**vars(plan), "kept": kept})
     train_on, held_out = data.divided(config.validation_share, seed)
     options = config.model_dump(mode="json")

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sanov.systems.nola.layers import Adapted, adapted, chosen, layer_seed, weight_shape
+from sanov.systems.nola.layers import Adapted, adapted, chosen, layer_seed
+from sanov.systems.nola.updates import weight_shape
 
 __all__ = ["Coordinates", "LowRank", "beside", "damaged"]
 

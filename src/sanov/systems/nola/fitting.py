@@ -24,14 +24,14 @@ from sanov.nets.adaptable import Base, load_base, packaged_encoder
 from sanov.nets.foreign_causal import ForeignCausal
 from sanov.systems.nola import tasks
 from sanov.systems.nola.fitted import SEAL, Fitted
-from sanov.systems.nola.layers import Adapted, Plan, attach, chosen, weight_shape
+from sanov.systems.nola.layers import Adapted, attach, chosen
 from sanov.systems.nola.reading import Texts
 from sanov.systems.nola.storage import Adapter
+from sanov.systems.nola.updates import Plan, weight_shape
 
 __all__ = ["CHECKPOINTS", "adapter_of", "base_of", "begin", "check_plan", "check_start", "kept_bases", "run", "written"]
 
 CHECKPOINTS, RUN = "checkpoints", "run.json"
-KEPT_BYTES = 2**28  # bases of a model that stay in memory where nothing else is said
 README_RATE = 1e-3
 
 
@@ -56,7 +56,7 @@ def kept_bases(model: nn.Module, targets: str | tuple[str, ...], plan: Plan) -> 
     """Return the bytes of all bases of a model, if they were kept in memory."""
     shapes = [weight_shape(layer) for layer in chosen(model, targets).values()]
     shapes = sorted(set(shapes)) if plan.share_basis == "by_shape" else shapes
-    return sum(4 * plan.rank * (plan.num_basis_a * inputs + plan.num_basis_b * outputs) for outputs, inputs in shapes)
+    return sum(plan.bytes(shape) for shape in shapes)
 
 
 def check_plan(model: nn.Module, targets: str | tuple[str, ...], plan: Plan, training: Training) -> None:

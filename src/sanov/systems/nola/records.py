@@ -14,7 +14,9 @@ from torch import nn
 
 from sanov.core.errors import InputError
 from sanov.random_bases import GENERATOR
-from sanov.systems.nola.layers import DESCRIBED, Adapted, Plan, weight_shape
+from sanov.systems.nola.factors import Space
+from sanov.systems.nola.layers import Adapted
+from sanov.systems.nola.updates import DESCRIBED, Plan, weight_shape
 
 __all__ = ["CONFIG", "Layer", "layer_of", "read_config"]
 
@@ -45,6 +47,13 @@ class Layer:
     fingerprint: str
     weight: tuple[float, ...] = ()
     dtype: str = "float32"
+
+    @classmethod
+    def of(cls, space: Space, layer: nn.Module) -> Layer:
+        """Return what is to be kept of the bases of a layer, to which nothing was merged."""
+        weight: Any = layer.weight
+        dtype = str(weight.dtype).removeprefix("torch.")
+        return cls(space.first.seed, space.shape, space.fingerprint(), _sample(weight), dtype)
 
     def check(self, name: str, plan: Plan) -> None:
         """Make the bases again, and compare their fingerprint.
@@ -91,9 +100,7 @@ def layer_of(layer: Adapted) -> Layer:
     """
     if layer.merged:
         raise InputError("its update is merged into the weight", where="save", fix="unmerge it first")
-    space, weight = layer.update.space, layer.base.weight
-    dtype = str(weight.dtype).removeprefix("torch.")
-    return Layer(space.first.seed, space.shape, space.fingerprint(), _sample(weight), dtype)
+    return Layer.of(layer.update.space, layer.base)
 
 
 def _sample(weight: Any) -> tuple[float, ...]:

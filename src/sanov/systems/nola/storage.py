@@ -2,7 +2,7 @@
 
 ``adapter_config.json`` holds the sizes, and of every layer the seed, the shape, a fingerprint of its bases and a sample of
 the weight that it was trained on. ``adapter_model.safetensors`` holds the coefficients under the keys of PEFT, in float32
-or float16; in 8 and 4 bits one tensor ``coefficients`` holds them all, layer by layer, and ``scales`` those of each vector.
+or float16; in 8 and 4 bits one tensor ``coefficients`` holds them all, by name, and ``scales`` those of each vector.
 """
 
 from __future__ import annotations
@@ -22,9 +22,10 @@ from torch import Tensor, nn
 from sanov.core import files
 from sanov.core.errors import InputError
 from sanov.random_bases import GENERATOR
-from sanov.systems.nola.layers import Adapted, Plan, adapted, attach_seeded
+from sanov.systems.nola.layers import Adapted, adapted, attach_seeded
 from sanov.systems.nola.quantised import BITS, Bits, dequantised, packed, quantised, unpacked
 from sanov.systems.nola.records import CONFIG, Layer, layer_of, read_config
+from sanov.systems.nola.updates import Plan
 
 __all__ = [
     "CONFIG",
@@ -279,7 +280,7 @@ def compressed(coefficients: Coefficients, bits: Bits = 32) -> dict[str, Tensor]
     coefficients
         alpha and beta by layer.
     bits
-        32 or 16: a vector each; 8 or 4: packed in one tensor, the layers in their order, with one scale a vector.
+        32 or 16: a vector each; 8 or 4: packed in one tensor, the layers by name, with one scale a vector.
 
     Raises
     ------
@@ -299,7 +300,7 @@ def compressed(coefficients: Coefficients, bits: Bits = 32) -> dict[str, Tensor]
             for name, pair in coefficients.items()
             for kind, vector in zip(("alpha", "beta"), pair, strict=True)
         }
-    found = [quantised(vector, bits) for pair in coefficients.values() for vector in pair]
+    found = [quantised(vector, bits) for _, pair in sorted(coefficients.items()) for vector in pair]
     codes = torch.cat([codes for codes, _ in found])
     return {"coefficients": packed(codes, bits), "scales": torch.stack([scale for _, scale in found])}
 
@@ -314,7 +315,7 @@ def expanded(
     tensors
         As `compressed` returns them; others are left alone.
     layers
-        Names of the layers, in their order.
+        Names of the layers.
     plan
         Tells how many coefficients there are.
     bits
@@ -325,7 +326,7 @@ def expanded(
     InputError
         A tensor is missing or of another size.
     """
-    names, sizes = list(layers), (plan.num_basis_a, plan.num_basis_b)
+    names, sizes = sorted(layers), (plan.num_basis_a, plan.num_basis_b)
     if bits < 16:
         if missing := [name for name in ("coefficients", "scales") if name not in tensors]:
             raise InputError(f"there is no tensor {missing[0]}", where=WEIGHTS)
