@@ -6,14 +6,18 @@ from pathlib import Path
 
 import pytest
 import torch
+import transformers
 from peft import PeftConfig, PeftModel
 from safetensors.torch import load_file
 from torch import nn
 
+import tiny_bert
 from bridges.peft_toy import EVERY, IDS, LINEAR, Net, adapted, add, config, net, output
 from sanov.bridges.peft import AdapterError, NolaConfig, NolaLayer, register
 from sanov.core.errors import InputError
+from sanov.nets.adaptable import load_base
 from sanov.random_bases import GENERATOR
+from sanov.systems.nola.fitting import adapter_of
 from sanov.systems.nola.layers import adapted as adapted_layers
 from sanov.systems.nola.layers import attach
 from sanov.systems.nola.storage import Adapter
@@ -109,6 +113,24 @@ def test_each_reads_what_the_other_wrote(tmp_path, bits):
     written = json.loads((tmp_path / "theirs" / "adapter_config.json").read_text())
     assert set(Adapter.load(tmp_path / "ours").config()) <= set(written)
     assert written["coefficient_bits"] == bits
+
+
+@pytest.mark.filterwarnings("ignore:.*gradient_checkpointing.* is deprecated:FutureWarning")
+@pytest.mark.parametrize("head", [True, False])
+def test_a_classifier_of_ours_is_one_of_theirs_with_its_head_where_it_was_trained(tmp_path, head):
+    register()
+    tiny_bert.save(tmp_path / "bert", head=head)
+    base = load_base(tmp_path / "bert", ("neg", "pos"))
+    attach(base.model, ["query", "value"], PLAN)
+    random_coefficients(base.model)
+    adapter_of(base, PLAN, ("query", "value"), ("neg", "pos")).save(tmp_path / "mine")
+    plain = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "bert", num_labels=2)
+    theirs = PeftModel.from_pretrained(plain, tmp_path / "mine").eval()
+    assert hasattr(theirs.base_model.model.classifier, "modules_to_save") != head
+    ids = torch.tensor([[2, 5, 7, 3], [2, 6, 7, 3]])
+    assert torch.equal(output(theirs, ids).logits, output(base.model, ids).logits)
+    theirs.save_pretrained(tmp_path / "back")
+    assert (Adapter.load(tmp_path / "back").head_numbers > 0) != head
 
 
 def test_packed_layers_do_not_depend_on_their_order(tmp_path):

@@ -245,5 +245,6 @@ def written(fitted: Fitted, folder: Path | None) -> Fitted:
 
 def adapter_of(base: Base, plan: Plan, targets: str | tuple[str, ...], classes: tuple[str, ...]) -> Adapter:
     """Take the adapter out of a trained model, with what the base model's folder does not hold."""
-    task = "SEQ_CLS" if classes else "CAUSAL_LM"
+    labelled = "SEQ_CLS" if base.fresh else None  # of which PEFT asks for a head in the folder
+    task = labelled if classes else "CAUSAL_LM"
     return Adapter.of(base.model, plan, targets, base=base.folder, task=task, head_modules=base.fresh)
