@@ -206,6 +206,10 @@ def test_a_configuration_that_served_two_models_is_saved_as_each_has_it(tmp_path
         (lambda tree: tree["layers"].pop("head"), "head: there is no seed for it in the configuration"),
         (lambda tree: tree["layers"]["head"].update(weight=[0.0] * 4), "head: the weight is not that on which"),
         (lambda tree: tree["layers"].update(tail=tree["layers"]["head"]), "tail: the model has no such layer"),
+        (
+            lambda tree: tree["target_modules"].remove("head"),
+            "head: the adapter changes it, but the configuration does not",
+        ),
         (lambda tree: tree.update(coefficient_bits=7), "coefficient_bits: is 7; expected 32, 16, 8 or 4"),
     ],
 )

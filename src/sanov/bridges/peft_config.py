@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -29,8 +29,6 @@ CHOICES: dict[str, tuple[object, ...]] = {
     "bias": ("none", "all", "nola_only"),
     "coefficient_bits": BITS,
 }
-
-
 TOLD = {own: told for told, own in DESCRIBED.items()}  # names of options in a configuration
 
 
@@ -73,7 +71,7 @@ class NolaConfig(PeftConfig):
         default="auto",
         metadata=_help("recompute bases when they are needed; full: keep them; auto: keep up to 256 MiB."),
     )
-    coefficient_bits: int = field(default=32, metadata=_help("To which coefficients are rounded: 32, 16, 8 or 4."))
+    coefficient_bits: int = field(default=32, metadata=_help("To which coefficients are rounded, in training too."))
     target_modules: list[str] | str | None = field(
         default=None,
         metadata=_help("Names of layers or ends of them, a regular expression, or all-linear; by default as LoRA's."),
@@ -178,18 +176,17 @@ class NolaConfig(PeftConfig):
         """
         shapes = {name: weight_shape(layer, name) for name, layer in layers.items()}
         self._warn_of_size(shapes)
+        plan = self.plan()
         if self.drawn:
-            plan, seeds = self.plan(), drawn_seeds(shapes, self.seed, self.share_basis)  # type: ignore[arg-type]
+            seeds = drawn_seeds(shapes, self.seed, plan.share_basis)
             records = {name: Layer.of(plan.space(shapes[name], seeds[name], {}), layers[name]) for name in layers}
         else:
             records = self._read(layers, modules)
         self.keep(records)
-        size = sum(
-            self.plan().bytes(shape) for _, shape in {(record.seed, record.shape) for record in records.values()}
-        )
+        size = sum(plan.bytes(shape) for _, shape in {(record.seed, record.shape) for record in records.values()})
         self.kept = self.basis_cache == "full" or (self.basis_cache == "auto" and size <= KEPT_BYTES)
 
-    def _read(self, layers: Iterable[str], modules: Mapping[str, nn.Module]) -> dict[str, Layer]:
+    def _read(self, layers: Collection[str], modules: Mapping[str, nn.Module]) -> dict[str, Layer]:
         records = self.records()
         for name, record in records.items():
             if name not in modules:
@@ -199,6 +196,11 @@ class NolaConfig(PeftConfig):
         if missing := [name for name in layers if name not in records]:
             fix = "save the adapter again, or set `layers` to None to draw new bases"
             raise AdapterError("there is no seed for it in the configuration", where=missing[0], fix=fix)
+        if spare := [name for name in records if name not in layers]:
+            fix = "leave target_modules, exclude_modules and the like as they were saved"
+            raise AdapterError(
+                "the adapter changes it, but the configuration does not choose it", where=spare[0], fix=fix
+            )
         return records
 
     def _warn_of_size(self, shapes: Mapping[str, tuple[int, int]]) -> None:

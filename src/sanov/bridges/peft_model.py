@@ -40,9 +40,8 @@ class NolaModel(BaseTuner):
     def _prepare_model(self, peft_config: Any, model: nn.Module) -> None:
         """Refuse what cannot be, before anything in the model is changed."""
         if any(layer.merged for _, layer in _nola_layers(model)):
-            self.set_adapter(
-                self.active_adapters
-            )  # as PEFT does a little later, with its warning: samples are of base weights
+            # PEFT does so a little later, with its warning; but samples are to be of the base weights
+            self.set_adapter(self.active_adapters)
         _maybe_include_all_linear_layers(peft_config, model)
         modules = {name: _base(module) for name, module in model.named_modules()}
         inside = tuple(f"{name}." for name, module in model.named_modules() if isinstance(module, BaseTunerLayer))
@@ -102,9 +101,7 @@ class NolaModel(BaseTuner):
         if config.coefficient_bits == 32:
             return found
         pairs, others = _parted(found, adapter_name)
-        alone = not any(
-            name.startswith(PREFIX) for name in found
-        )  # layers that were put into a model without PeftModel
+        alone = not any(name.startswith(PREFIX) for name in found)  # injected into a model without a PeftModel
         if alone and config.coefficient_bits < 16:
             fix = "wrap the model by get_peft_model, or set coefficient_bits to 16"
             raise AdapterError("8 and 4 bits need a PeftModel", where="coefficient_bits", fix=fix)
