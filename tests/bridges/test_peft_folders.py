@@ -259,6 +259,17 @@ def test_layers_and_adapters_of_one_seed_and_shape_share_their_bases():
     assert len({id(space.first) for space in spaces}) == len(spaces) == 4
 
 
+def test_a_deleted_adapter_leaves_nothing_behind():
+    model = adapted()
+    before = [vars(layer)["_modules"].keys() | vars(layer).keys() for layer in layers_of(model)]
+    add(model, "other")
+    model.delete_adapter("other")
+    for layer, names in zip(layers_of(model), before, strict=True):
+        assert vars(layer)["_modules"].keys() | vars(layer).keys() == names
+        for table in (layer.nola_alpha, layer.nola_beta, layer.nola_factors, layer.nola_layers, layer.nola_dropout):
+            assert list(table) == ["default"]
+
+
 @pytest.mark.parametrize(("cache", "kept"), [("auto", True), ("full", True), ("recompute", False)])
 def test_a_cache_changes_no_bit(cache, kept, monkeypatch):
     model = adapted(basis_cache=cache, distribution="sparse")

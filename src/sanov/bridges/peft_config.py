@@ -97,7 +97,7 @@ class NolaConfig(PeftConfig):
     )
 
     def __post_init__(self) -> None:
-        super().__post_init__()
+        super().__post_init__()  # type: ignore[no-untyped-call]
         if NAME not in PeftType.__members__:
             fix = "call sanov.bridges.peft.register() first"
             raise AdapterError("PEFT does not know this method yet", where="NolaConfig", fix=fix)

@@ -27,7 +27,7 @@ class NolaModel(BaseTuner):
 
     prefix = "nola_"
     tuner_layer_cls = NolaLayer
-    target_module_mapping = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING
+    target_module_mapping: Any = TRANSFORMERS_MODELS_TO_LORA_TARGET_MODULES_MAPPING  # lists, and one expression
 
     def inject_adapter(self, model: nn.Module, adapter_name: str, *args: Any, **kwargs: Any) -> None:
         """Put an adapter into the model; bases that another one has are shared, not made again."""
