@@ -259,6 +259,16 @@ def test_layers_and_adapters_of_one_seed_and_shape_share_their_bases():
     assert len({id(space.first) for space in spaces}) == len(spaces) == 4
 
 
+def test_an_adapter_is_of_the_base_weights_also_where_another_was_merged():
+    model = adapted()
+    known = {name: entry["weight"] for name, entry in model.peft_config["default"].layers.items()}
+    model.merge_adapter()
+    with pytest.warns(UserWarning, match="Unmerging the model first"):
+        add(model, "other")
+    for name, entry in model.peft_config["other"].layers.items():
+        assert entry["weight"] == pytest.approx(known[name], abs=1e-6)
+
+
 def test_a_deleted_adapter_leaves_nothing_behind():
     model = adapted()
     before = [vars(layer)["_modules"].keys() | vars(layer).keys() for layer in layers_of(model)]

@@ -268,6 +268,12 @@ def test_a_linear_layer_with_an_adapter_is_still_linear_to_a_second_one():
     assert model.get_model_status().num_adapter_layers == 6
 
 
+def test_an_expression_does_not_reach_inside_layers_with_an_adapter():
+    model = adapted(target_modules=r"layers\.0\..*")
+    add(model, "other", target_modules=r"layers\.0\..*|head")
+    assert sorted(model.peft_config["other"].layers) == ["head", "layers.0.down", "layers.0.up"]
+
+
 @pytest.mark.parametrize("cast", [True, False])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_types_of_weights_and_outputs_are_those_of_lora(dtype, cast):

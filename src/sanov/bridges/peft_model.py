@@ -76,8 +76,6 @@ class NolaModel(BaseTuner):
             return
         layer = layer_for(target, adapter_name)
         layer.update_layer(adapter_name, peft_config, Layer(**entry), self._pool)
-        if adapter_name not in self.active_adapters:
-            layer.requires_grad_(False)
         self._replace_module(parent, target_name, layer, target)
 
     @contextmanager

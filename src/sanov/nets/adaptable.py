@@ -53,7 +53,7 @@ class Base:
     fresh
         Modules whose weights the folder does not hold, such as a new head: they must be trained.
     folder
-        Where it was read from.
+        Where it was read from, as an absolute path.
     """
 
     model: Any
@@ -104,7 +104,7 @@ def load_base(directory: str | Path, classes: Sequence[str] | None, *, seed: int
     fresh |= {entry[0].rpartition(".")[0] for entry in loaded["mismatched_keys"]}
     if classes is None and fresh:
         raise InputError(f"the folder lacks trained weights ({min(fresh)})", where=str(folder))
-    return Base(model.eval(), tokenizer, tuple(sorted(fresh)), str(folder))
+    return Base(model.eval(), tokenizer, tuple(sorted(fresh)), str(folder.absolute()))
 
 
 def query_and_value(model: nn.Module) -> tuple[str, ...]:
