@@ -3,7 +3,7 @@
 The network is the default for digits (8 x 8, a residual perceptron of 256 units and 3 blocks, told time and class); reference
 and policy are two of them, untrained. A step is the networks' passes, the mixture and Euler's update, for a batch of images:
 
-- `base`: one network's pass and the update, written out;
+- `base`: the reference's pass and the update, written out; `policy alone`: the same of the policy, to which w = 1 is held;
 - `w = 1.6`, `w = 0`, `w = 1`: `Mixed` and the same update;
 - `released form`: both networks at every step, ``ref + w (policy - ref)``, written out;
 - `base, guided by class` and `w = 1.6, guided by class`: with guidance of scale 4.5, so two passes and four.
@@ -33,7 +33,8 @@ from sanov.systems.rlg import Guidance, Mixed
 
 ROWS, UNITS, DEPTH, DT, TIME, SCALE, WEIGHT = 256, 256, 3, -0.05, 0.5, 4.5, 1.6
 TURN_SECONDS = 0.04  # a contestant repeats its step within a turn for about this long
-BASE, GUIDED_BASE = "base", "base, guided by class"
+BASE, ALONE, GUIDED_BASE = "base", "policy alone", "base, guided by class"
+BASE_OF = {"w = 1": ALONE, "w = 1.6, guided by class": GUIDED_BASE, GUIDED_BASE: GUIDED_BASE}
 ASKED = {"w = 1.6": 2.05, "w = 0": 1.02, "w = 1": 1.02}
 Step = Callable[[], Tensor]
 
@@ -67,6 +68,7 @@ def steps() -> dict[str, Step]:
         "w = 1.6": mixed(WEIGHT, off),
         "w = 0": mixed(0.0, off),
         "w = 1": mixed(1.0, off),
+        ALONE: lambda: x + DT * one(policy),
         "released form": released,
         GUIDED_BASE: lambda: x + DT * guided(reference),
         "w = 1.6, guided by class": mixed(WEIGHT, on),
@@ -109,7 +111,7 @@ def measure(turns: int) -> dict[str, object]:
         times = take_turns(contestants, turns)
     found = {}
     for name, own in times.items():
-        base = times[GUIDED_BASE if "guided" in name else BASE]
+        base = times[BASE_OF.get(name, BASE)]
         ratio = spread([mine / theirs for mine, theirs in zip(own, base, strict=True)])
         found[name] = {"milliseconds": spread([1e3 * value for value in own]), "times_the_base": ratio}
         if name in ASKED:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -53,6 +52,8 @@ class Mixed:
         Leave out a model that does not count.
     measure
         Ask the reference also where it does not count, so that `moved` is known; such a pass is not counted.
+    careful
+        Look at every output, and refuse one that is not finite; `sampling.sample` does so where its samples are not.
     passes
         Number of passes of each call, in order.
     """
@@ -64,6 +65,7 @@ class Mixed:
     guidance: Guidance = Guidance()
     skip: bool = True
     measure: bool = False
+    careful: bool = False
     passes: list[int] = field(default_factory=list)
     moved: Tensor | None = None
 
@@ -75,7 +77,7 @@ class Mixed:
         Raises
         ------
         InputError
-            A model's output is not finite, or a weight is none.
+            A weight is none, or, if careful, a model's output is not finite.
         """
         weights = [weight_at(weight, t, window=self.window, rows=len(x)) for weight in self.weights]
         asked = needed(weights, skip=self.skip)
@@ -92,8 +94,7 @@ class Mixed:
             for model, wanted in zip(self.tuned, asked.tuned, strict=True)
         ]
         mixture = combine(reference if asked.reference else None, tuned, weights)
-        # one number is read where all are finite; a sum of finite ones may overflow, which the full look then clears
-        if not math.isfinite(mixture.sum().item()) and not torch.isfinite(mixture).all():
+        if self.careful and not torch.isfinite(mixture).all():
             raise self._not_finite([reference, *tuned], t)
         self.moved = mixture - reference if self.measure and reference is not None else None
         return mixture

@@ -10,7 +10,7 @@ References: song2021score (predictor and corrector); bradley2024cfg (what guided
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -108,10 +108,30 @@ def sample(
     InputError
         See `Mixed` and `paths.step`.
     """
+    state = None if generator is None else generator.get_state()
+    found = _run(mixed, start, sampler, (prediction, path), condition, generator)
+    if torch.isfinite(found.x).all():
+        return found
+    if generator is not None and state is not None:
+        generator.set_state(state)
+    _run(
+        replace(mixed, careful=True, passes=[]), start, sampler, (prediction, path), condition, generator
+    )  # says where
+    raise InputError("the samples are not finite", where="rlg", fix="use a smaller w, or more steps")
+
+
+def _run(
+    mixed: Mixed,
+    start: Tensor,
+    sampler: Sampler,
+    kind: tuple[Prediction, Path],
+    condition: Tensor | None,
+    generator: torch.Generator | None,
+) -> Sampled:
     x = start
     kl = torch.zeros(len(x), dtype=torch.float64, device=x.device) if mixed.measure else None
     counts = []
-    for each in sampler.plan(prediction, path):
+    for each in sampler.plan(*kind):
         before = len(mixed.passes)
         output = mixed(x, each.before, condition)
         if kl is not None and mixed.moved is not None and each.reach > 0:
@@ -120,9 +140,8 @@ def sample(
         if each.noise > 0:
             x = x + each.noise * _normal(x, generator)
         if sampler.name == "pc" and each.after > 0:
-            x = _corrected(mixed, x, each.after, sampler, (prediction, path), condition, generator)
+            x = _corrected(mixed, x, each.after, sampler, kind, condition, generator)
         counts.append(sum(mixed.passes[before:]))
-    _check(x)
     return Sampled(x, kl, tuple(counts))
 
 
@@ -151,8 +170,3 @@ def _corrected(
 
 def _normal(like: Tensor, generator: torch.Generator | None) -> Tensor:
     return torch.randn(like.shape, dtype=like.dtype, device=like.device, generator=generator)
-
-
-def _check(x: Tensor) -> None:
-    if not torch.isfinite(x).all():
-        raise InputError("the samples are not finite", where="rlg", fix="use a smaller w, or more steps")

@@ -17,7 +17,7 @@ import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import torch
 from jaxtyping import Float
@@ -70,10 +70,9 @@ def combine(
     in single rows.
     """
     own = [(output, weight) for output, weight in zip(tuned, weights, strict=True) if output is not None]
-    if reference is None:
-        return widen(own[0][0])
-    if not own:
-        return widen(reference)
+    if reference is None or not own:
+        alone = own[0][0] if reference is None else reference
+        return alone if alone.dtype == torch.float32 else widen(alone)
     if len(own) == 1:
         return mix(reference, own[0][0], _over_rows(own[0][1], reference))
     total: Tensor = _over_rows(1 - sum(weight for _, weight in own), reference) * widen(reference)
@@ -97,8 +96,7 @@ def guided(
     return mix(nothing, condition, scale)
 
 
-@dataclass(frozen=True)
-class Passes:
+class Passes(NamedTuple):
     """Which models a step has to ask."""
 
     reference: bool
