@@ -345,11 +345,6 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(place):
 @pytest.mark.parametrize(
     ("plan", "training", "message"),
     [
-        (
-            nola.Plan(rank=1, num_basis_a=13, num_basis_b=10),
-            {},
-            r"num_basis_a = 13: more bases than dimensions: no gain over LoRA \(r\*in = 12\)",
-        ),
         (nola.Plan(preset="readme"), {"learning_rate": 5e-3}, "preset=readme .* a step is 8 times that of gpt"),
         (PLAN, {"weight_decay": 0.1}, "weight decay draws the coefficients"),
     ],
@@ -357,6 +352,13 @@ def test_a_loss_that_is_not_finite_stops_with_its_step(place):
 def test_sizes_and_rates_that_do_not_go_together_are_warned_of(plan, training, message):
     with pytest.warns(SanovWarning, match=message):
         fitting.check_plan(toy(), ("1",), plan, nola.Config().training.model_copy(update=training))
+
+
+def test_more_bases_than_the_space_has_dimensions_are_refused():
+    plan, training = nola.Plan(rank=1, num_basis_a=13, num_basis_b=10), nola.Config().training
+    with pytest.raises(InputError, match=r"num_basis_a: 13 bases are more than dimensions.*at most r\*in = 12"):
+        fitting.check_plan(toy(), ("1",), plan, training)
+    fitting.check_plan(toy(), ("1",), nola.Plan(rank=1, num_basis_a=12, num_basis_b=10), training)
 
 
 def test_zero_without_an_offset_is_refused():

@@ -302,8 +302,11 @@ def test_another_base_model_is_refused(saved):
 
 
 def test_the_base_model_in_half_precision_is_known_again(saved):
-    Adapter.load(saved[0]).put(toy().bfloat16())
-    Adapter.load(saved[0]).put(toy().half())
+    for half in (toy().bfloat16(), toy().half()):
+        loaded = Adapter.load(saved[0])
+        loaded.put(half)
+        assert adapted(half).keys() == adapted(adapted_toy()).keys() != set()
+        assert taken(half).numbers == loaded.numbers
 
 
 def test_missing_or_misshapen_coefficients_are_refused(saved):

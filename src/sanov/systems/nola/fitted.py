@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +15,7 @@ from torch import nn
 from sanov import __version__
 from sanov.core import files
 from sanov.core.errors import InputError
+from sanov.learning.recording import HISTORY, write_history
 from sanov.nets.adaptable import Base, load_base
 from sanov.systems.nola.layers import adapted, detach
 from sanov.systems.nola.quantised import Bits
@@ -23,7 +23,7 @@ from sanov.systems.nola.storage import WEIGHTS, Adapter
 
 __all__ = ["SEEN", "Fitted", "opened"]
 
-SEAL, HISTORY, SEEN = "sanov.json", "history.csv", "seen.json"
+SEAL, SEEN = "sanov.json", "seen.json"
 WIDTH = 100
 
 
@@ -104,9 +104,7 @@ class Fitted:
         """
         folder = Path(folder)
         (folder / SEAL).unlink(missing_ok=True)
-        buffer = io.BytesIO()
-        self.history.write_csv(buffer)
-        files.write_bytes(folder / HISTORY, buffer.getvalue())
+        write_history(self.history, folder)
         for name, content in self.contents().items():
             files.write_bytes(folder / name, content)
 

@@ -60,7 +60,7 @@ def kept_bases(model: nn.Module, targets: str | tuple[str, ...], plan: Plan) -> 
 
 
 def check_plan(model: nn.Module, targets: str | tuple[str, ...], plan: Plan, training: Training) -> None:
-    """Warn of sizes that gain nothing, and of rates and decays that do not go with the scale.
+    """Refuse sizes beyond the space of an update; warn of rates and decays that do not go with the scale.
 
     Parameters
     ----------
@@ -68,6 +68,11 @@ def check_plan(model: nn.Module, targets: str | tuple[str, ...], plan: Plan, tra
         As for `attach`.
     training
         The rate and the decay.
+
+    Raises
+    ------
+    InputError
+        There are more bases than a factor has entries.
     """
     shapes = {weight_shape(layer) for layer in chosen(model, targets).values()}
     for (outputs, inputs), (name, count) in (
@@ -76,8 +81,11 @@ def check_plan(model: nn.Module, targets: str | tuple[str, ...], plan: Plan, tra
         dimensions = plan.rank * (inputs if name == "a" else outputs)
         if count > dimensions:
             told = f"r*{'in' if name == 'a' else 'out'} = {dimensions}"
-            text = f"num_basis_{name} = {count}: more bases than dimensions: no gain over LoRA ({told}); take fewer"
-            warnings.warn(text, SanovWarning, stacklevel=4)
+            found, fix = (
+                f"{count} bases are more than dimensions, and no gain over LoRA",
+                "take fewer, or a larger rank",
+            )
+            raise InputError(found, where=f"adapter.num_basis_{name}", expected=f"at most {told}", fix=fix)
     if plan.preset == "readme" and training.learning_rate > README_RATE:
         times = f"{plan.num_basis_b**0.5:.3g}"
         text = f"preset=readme does not divide by the root of the number of bases: a step is {times} times that of gpt"
